@@ -1,0 +1,198 @@
+//! Entering a queue, waiting for one's turn, or leaving it again.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
+
+use super::contender::{Claim, NodeName, Place};
+use super::path::{LockPath, NodePath};
+use super::queue::{Queue, Standing};
+use super::store::{Entry, Expected, Reading, Store, StoreError};
+
+/// How long we may wait for our turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    Never,
+    /// One look, no waiting.
+    Once,
+    At(Instant),
+}
+
+/// Who waits, and what ends the wait: a limit, or a wish to stop.
+pub struct Patience<'s> {
+    limit: Limit,
+    stop: Pin<&'s mut dyn Future<Output = ()>>,
+    over: Option<Over>,
+}
+
+#[derive(Clone, Copy)]
+enum Over {
+    TimedOut,
+    Stopped,
+}
+
+impl<'s> Patience<'s> {
+    /// `stop` is ready when the caller no longer wants the lock; it is not polled again after that.
+    pub fn new(limit: Limit, stop: Pin<&'s mut dyn Future<Output = ()>>) -> Patience<'s> {
+        Patience { limit, stop, over: None }
+    }
+
+    /// # Cancellation
+    /// May be dropped and called again; once over it stays over.
+    async fn over(&mut self) -> Over {
+        if let Some(over) = self.over {
+            return over;
+        }
+        let limit = self.limit;
+        let timed_out = async {
+            match limit {
+                Limit::At(instant) => sleep_until(instant).await,
+                Limit::Never | Limit::Once => std::future::pending().await,
+            }
+        };
+        let over = tokio::select! {
+            biased;
+            () = self.stop.as_mut() => Over::Stopped,
+            () = timed_out => Over::TimedOut,
+        };
+        self.over = Some(over);
+        over
+    }
+}
+
+/// What a person may want to read while we wait.
+#[derive(Debug)]
+pub enum Happening<'a> {
+    /// We are behind somebody; said at once, when it changes, and then at every interval.
+    Waiting { lock: &'a LockPath, predecessor: &'a NodeName, reading: &'a Reading, ahead: usize },
+    /// Somebody removed our node while we waited; we queue again at the end.
+    Evicted { node: NodePath },
+    /// The directory's numbers end soon.
+    NearlyUsedUp { node: NodePath },
+    /// Our node could not be taken out again.
+    LeftBehind { error: &'a StoreError },
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum AcquireError {
+    #[error("not acquired in time: {lock}{}", behind.as_ref().map(|node| format!(", behind {node}")).unwrap_or_default())]
+    TimedOut { lock: LockPath, behind: Option<NodePath> },
+    #[error("stopped while waiting for {0}")]
+    Stopped(LockPath),
+    #[error("the numbers of {0} are used up")]
+    UsedUp(LockPath),
+    #[error("{0} is held by a run around this one: waiting for it would never end")]
+    Nested(NodePath),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Enters the queue of `lock` and waits until it is our turn.
+///
+/// `around` are the nodes that the runs around this one hold: waiting for one of those would never end. `tick` is the time
+/// between two reports of the same predecessor. After an error nothing of ours is in the queue, or `observer` was told so.
+///
+/// # Cancellation
+/// Must not be dropped before it is ready: `patience` says when to stop.
+pub async fn acquire<S: Store>(
+    store: &S,
+    lock: &LockPath,
+    mut claim: Claim,
+    around: &[NodeName],
+    mut patience: Patience<'_>,
+    tick: Duration,
+    observer: &mut dyn FnMut(Happening<'_>),
+) -> Result<Place, AcquireError> {
+    loop {
+        let entry = store.enter(lock, &claim, async { _ = patience.over().await }).await?;
+        let Entry::In(place) = entry else {
+            return Err(over(patience.over().await, lock, None));
+        };
+        if place.name.sequence().is_nearly_used_up() {
+            observer(Happening::NearlyUsedUp { node: lock.node(&place.name) });
+        }
+        match wait(store, lock, &place, around, &mut patience, tick, observer).await {
+            Ok(Turn::Ours) => return Ok(place),
+            Ok(Turn::Evicted) => {
+                observer(Happening::Evicted { node: lock.node(&place.name) });
+                claim = claim.renewed();
+            }
+            Err(error) => {
+                if let Err(error) = store.leave(lock, &place.name, Expected::Anything).await {
+                    observer(Happening::LeftBehind { error: &error });
+                }
+                return Err(error);
+            }
+        }
+    }
+}
+
+enum Turn {
+    Ours,
+    Evicted,
+}
+
+async fn wait<S: Store>(
+    store: &S,
+    lock: &LockPath,
+    place: &Place,
+    around: &[NodeName],
+    patience: &mut Patience<'_>,
+    tick: Duration,
+    observer: &mut dyn FnMut(Happening<'_>),
+) -> Result<Turn, AcquireError> {
+    let me = &place.name;
+    let mut ticks = interval_at(Instant::now() + tick, tick);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let queue = tokio::select! {
+            queue = store.contenders(lock) => queue,
+            end = patience.over() => return Err(over(end, lock, None)),
+        };
+        let queue = match queue {
+            Ok(queue) => queue,
+            Err(StoreError::NoLock(_)) => Queue::default(),
+            Err(error) => return Err(error.into()),
+        };
+        let predecessor = match queue.standing(me) {
+            Standing::Held => return Ok(Turn::Ours),
+            Standing::Gone => return Ok(Turn::Evicted),
+            Standing::UsedUp => return Err(AcquireError::UsedUp(lock.clone())),
+            Standing::Behind(predecessor) => predecessor,
+        };
+        if let Some(held) = queue.ahead_of(me).find(|name| around.contains(name)) {
+            return Err(AcquireError::Nested(lock.node(held)));
+        }
+        if patience.limit == Limit::Once {
+            return Err(over(Over::TimedOut, lock, Some(predecessor)));
+        }
+        let ahead = queue.ahead_of(me).count();
+        let report = async {
+            loop {
+                match store.read(lock, std::slice::from_ref(predecessor)).await {
+                    Ok(reading) => reading.iter().for_each(|reading| {
+                        observer(Happening::Waiting { lock, predecessor, reading, ahead });
+                    }),
+                    Err(error) => return error,
+                }
+                ticks.tick().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            gone = store.gone(lock, predecessor) => gone?,
+            error = report => return Err(error.into()),
+            end = patience.over() => return Err(over(end, lock, Some(predecessor))),
+        }
+        ticks.reset();
+    }
+}
+
+fn over(over: Over, lock: &LockPath, behind: Option<&NodeName>) -> AcquireError {
+    match over {
+        Over::TimedOut => AcquireError::TimedOut { lock: lock.clone(), behind: behind.map(|name| lock.node(name)) },
+        Over::Stopped => AcquireError::Stopped(lock.clone()),
+    }
+}

@@ -1,0 +1,13 @@
+//! The lock half: whose turn it is, and how to come to it. It knows no processes and no particular store.
+
+mod acquire;
+mod contender;
+mod path;
+mod queue;
+mod store;
+
+pub use acquire::{AcquireError, Happening, Limit, Patience, acquire};
+pub use contender::{Claim, Contender, FencingToken, Identifier, Kind, Mode, NodeName, Place, Sequence};
+pub use path::{AbsolutePath, LockPath, NodePath, PathError};
+pub use queue::{Queue, Standing};
+pub use store::{Entry, Expected, Reading, Removal, Store, StoreError};

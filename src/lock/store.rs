@@ -1,0 +1,98 @@
+//! What a lock needs from a place that keeps queues.
+
+use std::future::Future;
+
+use super::contender::{Claim, Contender, NodeName, Place};
+use super::path::{LockPath, NodePath};
+use super::queue::Queue;
+
+/// A place that keeps queues.
+///
+/// Only [`contenders`](Store::contenders), [`read`](Store::read), [`gone`](Store::gone) and [`lost`](Store::lost) may be
+/// dropped before they are ready: they only read. So a timeout or a signal has one clean-up: [`leave`](Store::leave).
+#[allow(async_fn_in_trait, reason = "one thread, and the caller is generic over the store: no Send is needed")]
+pub trait Store {
+    /// Adds us at the end of the queue exactly once, whatever is lost on the way; makes the lock's directory where it is missing.
+    ///
+    /// Once `give_up` is ready nothing more is asked for: what was asked for is settled and taken out again
+    /// ([`Entry::GaveUp`]). An error leaves nothing behind either, except [`StoreError::Unsettled`], which says so.
+    ///
+    /// # Cancellation
+    /// Must not be dropped before it is ready; that is what `give_up` is for.
+    async fn enter(&self, lock: &LockPath, claim: &Claim, give_up: impl Future<Output = ()>) -> Result<Entry, StoreError>;
+
+    /// Everybody in the lock's directory now; one that vanishes meanwhile is no error, a missing directory is
+    /// [`StoreError::NoLock`]. Waits out an outage.
+    async fn contenders(&self, lock: &LockPath) -> Result<Queue, StoreError>;
+
+    /// What these contenders tell about themselves, in the order asked. Waits out an outage.
+    async fn read(&self, lock: &LockPath, names: &[NodeName]) -> Result<Vec<Reading>, StoreError>;
+
+    /// Returns once that node may be gone, at once if it is. Arms its watch before it looks; survives reconnects and new
+    /// sessions.
+    async fn gone(&self, lock: &LockPath, name: &NodeName) -> Result<(), StoreError>;
+
+    /// Returns once the store cannot vouch for our lock any longer; for a persistent node, once the node itself is gone.
+    async fn lost(&self, lock: &LockPath, name: &NodeName) -> Result<(), StoreError> {
+        self.gone(lock, name).await
+    }
+
+    /// Removes a node once, retried until the store confirmed it or the release timeout is over.
+    ///
+    /// # Cancellation
+    /// Must not be dropped before it is ready, or nobody knows whether the node is there.
+    async fn leave(&self, lock: &LockPath, name: &NodeName, expected: Expected) -> Result<Removal, StoreError>;
+}
+
+/// How [`Store::enter`] ended.
+#[derive(Debug)]
+pub enum Entry {
+    In(Place),
+    GaveUp,
+}
+
+/// What a removal must find.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expected {
+    /// Our own node, which nobody else writes.
+    Anything,
+    /// The node as it was read.
+    Version(i32),
+}
+
+/// What a removal found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Removal {
+    Removed,
+    /// It was not there.
+    Missing,
+    /// It was there, but not as it had been read.
+    Changed,
+}
+
+/// What a look at one node gave.
+#[derive(Clone, Debug)]
+pub enum Reading {
+    There(Contender),
+    Missing,
+    /// We may see that it is there, but not what it says.
+    Forbidden,
+}
+
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Nobody there could be spoken to in the time that was given.
+    #[error("cannot reach {place}: {cause}")]
+    Unreachable { place: String, cause: String },
+    /// The store answered no.
+    #[error("{place} refused {what}: {cause}")]
+    Refused { place: String, what: String, cause: String },
+    #[error("no such lock: {0}")]
+    NoLock(LockPath),
+    /// A node of ours is still there, as far as anybody knows.
+    #[error("{node} could not be removed from {place}: {cause}")]
+    NotRemoved { node: NodePath, place: String, cause: String },
+    /// We asked for a node, were never answered, and could not find out.
+    #[error("{place} never answered whether {prefix}… was made: {cause}")]
+    Unsettled { prefix: String, place: String, cause: String },
+}
