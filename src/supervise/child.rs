@@ -1,0 +1,345 @@
+//! What is done to the command: started, signalled, reaped. The only unsafe code.
+//!
+//! `std::process` and `tokio::process` are not used: they wait until the exec has happened, reset SIGPIPE, and want to reap
+//! for themselves. Between fork and exec there are system calls only, for another thread may have held a lock.
+#![allow(unsafe_code)]
+
+use std::env;
+use std::ffi::{CString, OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::ptr;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use tokio::io::unix::AsyncFd;
+use tokio::net::unix::pipe::Receiver;
+
+use super::policy::Group;
+
+/// Bit 0 to 2: the standard stream of that number was closed; bit 3: SIGPIPE was ignored.
+static AT_START: AtomicU8 = AtomicU8::new(0);
+const SIGPIPE_IGNORED: u8 = 1 << 3;
+
+/// Rust's runtime ignores SIGPIPE and opens closed standard streams before `main`, and keeps neither fact; so they are
+/// looked at before it runs (as uutils does it).
+#[used]
+#[unsafe(link_section = ".init_array")]
+static LOOK: extern "C" fn() = {
+    extern "C" fn look() {
+        let mut seen = 0;
+        for fd in 0..3 {
+            // SAFETY: F_GETFD takes no pointer.
+            if unsafe { libc::fcntl(fd, libc::F_GETFD) } == -1 {
+                seen |= 1 << fd;
+            }
+        }
+        if is_ignored(libc::SIGPIPE) {
+            seen |= SIGPIPE_IGNORED;
+        }
+        AT_START.store(seen, Ordering::Relaxed);
+    }
+    look
+};
+
+/// Whether standard output was closed when we were started. What is there now is `/dev/null`.
+pub fn stdout_was_closed() -> bool {
+    AT_START.load(Ordering::Relaxed) & 1 << 1 != 0
+}
+
+fn is_ignored(signal: i32) -> bool {
+    let mut action = zeroed_action();
+    // SAFETY: with no new action given, sigaction only writes the old one, which lives here.
+    let asked = unsafe { libc::sigaction(signal, ptr::null(), &raw mut action) };
+    asked == 0 && action.sa_sigaction == libc::SIG_IGN
+}
+
+fn set_disposition(signal: i32, disposition: libc::sighandler_t) {
+    let mut action = zeroed_action();
+    action.sa_sigaction = disposition;
+    // SAFETY: SIG_DFL and SIG_IGN, the only dispositions used here, run no code of ours.
+    unsafe { libc::sigaction(signal, &raw const action, ptr::null_mut()) };
+}
+
+fn zeroed_action() -> libc::sigaction {
+    // SAFETY: all zeros is a valid sigaction: SIG_DFL, no flags, an empty mask.
+    unsafe { std::mem::zeroed() }
+}
+
+fn empty_mask() -> libc::sigset_t {
+    // SAFETY: an all-zeros sigset_t is the empty set on Linux.
+    unsafe { std::mem::zeroed() }
+}
+
+/// The signal state that we were started with, and that the command gets back exactly.
+#[derive(Clone)]
+pub struct Inherited {
+    mask: libc::sigset_t,
+    /// Bit n-1: signal n was ignored.
+    ignored: u64,
+}
+
+impl Inherited {
+    /// Remembers it, and blocks every signal from here on. Must come before the first thread, which inherits the mask.
+    pub fn take_over() -> Inherited {
+        let mut ignored = 0;
+        for signal in 1..=64 {
+            let is_ignored = match signal {
+                libc::SIGPIPE => AT_START.load(Ordering::Relaxed) & SIGPIPE_IGNORED != 0,
+                _ => is_ignored(signal),
+            };
+            ignored |= u64::from(is_ignored) << (signal - 1);
+        }
+        let mut mask = empty_mask();
+        let mut all = empty_mask();
+        // SAFETY: both sets live here.
+        unsafe {
+            libc::sigfillset(&raw mut all);
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut mask);
+        }
+        // Ignored, the kernel would reap our children before we can.
+        set_disposition(libc::SIGCHLD, libc::SIG_DFL);
+        Inherited { mask, ignored }
+    }
+
+    /// Whether this signal was ignored when we were started (`nohup`, a job put into the background by a script).
+    pub fn ignores(&self, signal: i32) -> bool {
+        (1..=64).contains(&signal) && self.ignored & 1 << (signal - 1) != 0
+    }
+}
+
+/// A command that can be executed: everything that needs memory is made before the fork.
+pub struct Program {
+    /// Where the command may be, in the order of PATH.
+    candidates: Vec<CString>,
+    arguments: Vec<CString>,
+    environment: Vec<CString>,
+}
+
+impl Program {
+    /// `words` are the command and its arguments, one at least; `variables` are added to our environment, or replace what is
+    /// there.
+    ///
+    /// # Errors
+    /// A word with a NUL byte in it.
+    pub fn new(words: &[OsString], variables: &[(&str, OsString)]) -> io::Result<Program> {
+        let name = words.first().map(OsString::as_os_str).unwrap_or_default();
+        let mut environment = Vec::new();
+        for (key, value) in env::vars_os().filter(|(key, _)| !variables.iter().any(|(name, _)| key == *name)) {
+            environment.push(c_string(&[key.as_bytes(), b"=", value.as_bytes()])?);
+        }
+        for (key, value) in variables {
+            environment.push(c_string(&[key.as_bytes(), b"=", value.as_bytes()])?);
+        }
+        Ok(Program {
+            candidates: candidates(name)?,
+            arguments: words.iter().map(|word| c_string(&[word.as_bytes()])).collect::<io::Result<_>>()?,
+            environment,
+        })
+    }
+}
+
+fn candidates(name: &OsStr) -> io::Result<Vec<CString>> {
+    if name.as_bytes().contains(&b'/') || name.is_empty() {
+        return Ok(vec![c_string(&[name.as_bytes()])?]);
+    }
+    let path = env::var_os("PATH").unwrap_or_else(|| OsString::from_vec(b"/bin:/usr/bin".to_vec()));
+    env::split_paths(&path).map(|directory| c_string(&[directory.join(name).as_os_str().as_bytes()])).collect()
+}
+
+fn c_string(parts: &[&[u8]]) -> io::Result<CString> {
+    Ok(CString::new(parts.concat())?)
+}
+
+fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
+    strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
+}
+
+/// A child that was forked; only this process reaps it, so its pid means nobody else.
+pub struct Child {
+    pid: libc::pid_t,
+    group: Group,
+}
+
+/// Tells how the exec went: closed by it, or the reason why it failed.
+pub struct ExecPipe(Receiver);
+
+/// Forks and has the child execute the program, with the signal state that we were given. Must be called from the main
+/// thread and needs a runtime.
+pub fn spawn(program: &Program, group: Group, inherited: &Inherited) -> io::Result<(Child, ExecPipe)> {
+    let (report, reporter) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC | nix::fcntl::OFlag::O_NONBLOCK)?;
+    let exec = ExecPipe(Receiver::from_owned_fd(report)?);
+    let arguments = pointers(&program.arguments);
+    let environment = pointers(&program.environment);
+    // How a script without a #! line is run, as execvp(3) does it: sh, the script, its arguments.
+    let mut script_arguments = vec![c"sh".as_ptr(), ptr::null()];
+    script_arguments.extend(arguments.iter().skip(1));
+    // SAFETY: the child only makes system calls on memory that was prepared above, until it executes or exits.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => {
+            // SAFETY: we are the child of this fork; see there.
+            let errno = unsafe { execute(program, &arguments, &environment, &mut script_arguments, group, inherited) };
+            // SAFETY: errno lives here, and the pipe is open. _exit leaves without running anything of ours.
+            unsafe {
+                libc::write(reporter.as_raw_fd(), (&raw const errno).cast(), size_of_val(&errno));
+                libc::_exit(127)
+            }
+        }
+        pid => {
+            if group == Group::Own {
+                // The child does it as well; whoever comes first, it is done before anybody signals the group.
+                // SAFETY: takes two numbers.
+                unsafe { libc::setpgid(pid, pid) };
+            }
+            drop(reporter);
+            Ok((Child { pid, group }, exec))
+        }
+    }
+}
+
+/// Never returns but with the reason why nothing could be executed.
+///
+/// # Safety
+/// Only in the child of a fork. The pointer lists end in null; `script_arguments` has a place for the script at 1.
+unsafe fn execute(
+    program: &Program,
+    arguments: &[*const libc::c_char],
+    environment: &[*const libc::c_char],
+    script_arguments: &mut [*const libc::c_char],
+    group: Group,
+    inherited: &Inherited,
+) -> i32 {
+    // SAFETY: system calls on numbers and on memory prepared before the fork.
+    unsafe {
+        if group == Group::Own {
+            libc::setpgid(0, 0);
+        }
+        for signal in [libc::SIGPIPE, libc::SIGCHLD] {
+            set_disposition(signal, if inherited.ignores(signal) { libc::SIG_IGN } else { libc::SIG_DFL });
+        }
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const inherited.mask, ptr::null_mut());
+        let mut failure = libc::ENOENT;
+        for candidate in &program.candidates {
+            libc::execve(candidate.as_ptr(), arguments.as_ptr(), environment.as_ptr());
+            match *libc::__errno_location() {
+                libc::ENOENT | libc::ENOTDIR | libc::ESTALE => {}
+                // Somewhere else in PATH there may be one that we may run.
+                libc::EACCES => failure = libc::EACCES,
+                libc::ENOEXEC => {
+                    script_arguments[1] = candidate.as_ptr();
+                    libc::execve(c"/bin/sh".as_ptr(), script_arguments.as_ptr(), environment.as_ptr());
+                    return *libc::__errno_location();
+                }
+                errno => return errno,
+            }
+        }
+        failure
+    }
+}
+
+impl ExecPipe {
+    /// Waits until the command is executed, or the attempt failed with this error.
+    ///
+    /// # Cancellation
+    /// May be dropped and called again.
+    pub async fn outcome(&self) -> Result<(), io::Error> {
+        loop {
+            self.0.readable().await?;
+            let mut errno = [0; size_of::<i32>()];
+            match self.0.try_read(&mut errno) {
+                Ok(0) => return Ok(()),
+                Ok(_) => return Err(io::Error::from_raw_os_error(i32::from_ne_bytes(errno))),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+impl Child {
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Sends a signal to the command alone.
+    pub fn send(&self, signal: i32) {
+        // SAFETY: takes two numbers. The pid is ours until it is reaped, and then this child is gone.
+        unsafe { libc::kill(self.pid, signal) };
+    }
+
+    /// Kills the command, and its group where it has one of its own.
+    pub fn kill(&self) {
+        self.send(libc::SIGKILL);
+        if self.group == Group::Own {
+            // SAFETY: takes two numbers; the group exists as long as its leader is not reaped.
+            unsafe { libc::kill(-self.pid, libc::SIGKILL) };
+        }
+    }
+}
+
+/// Waits for a descriptor in the runtime. It is owned, so it stays the same one until it is no longer watched.
+pub fn watched<T: AsFd + AsRawFd>(fd: T) -> io::Result<AsyncFd<T>> {
+    // SAFETY: the descriptor belongs to `fd`, which the AsyncFd owns and gives back only after it has ceased to watch.
+    unsafe { AsyncFd::register(fd) }.map_err(io::Error::from)
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    Exited(u8),
+    Signaled { number: i32, dumped_core: bool },
+}
+
+/// What became of a child.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    Stopped(i32),
+    Ended(Ending),
+}
+
+/// The next child that stopped or ended, if there is one; one that ended is reaped. Signals merge, so ask until there is none.
+pub fn next_change() -> Option<(i32, Change)> {
+    let mut status = 0;
+    // SAFETY: status lives here.
+    let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG | libc::WUNTRACED) };
+    if pid <= 0 {
+        return None;
+    }
+    let change = if libc::WIFSTOPPED(status) {
+        Change::Stopped(libc::WSTOPSIG(status))
+    } else if libc::WIFSIGNALED(status) {
+        Change::Ended(Ending::Signaled { number: libc::WTERMSIG(status), dumped_core: libc::WCOREDUMP(status) })
+    } else {
+        Change::Ended(Ending::Exited(libc::WEXITSTATUS(status).to_le_bytes()[0]))
+    };
+    Some((pid, change))
+}
+
+/// Stops this process as that signal would have, and returns when it is continued. Where no shell could continue it (an
+/// orphaned group) the kernel ignores the signal, and so it returns at once.
+pub fn stop_ourselves(signal: i32) {
+    set_disposition(signal, libc::SIG_DFL);
+    deliver(signal);
+}
+
+/// Dies of that signal; returns if that is not possible, as for the first process of a container.
+pub fn die_of(signal: i32) {
+    // The core that may be wanted is the command's, and that was dumped.
+    // SAFETY: takes numbers.
+    unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
+    set_disposition(signal, libc::SIG_DFL);
+    deliver(signal);
+}
+
+/// Sends a signal to ourselves and lets it through, which every thread blocks.
+fn deliver(signal: i32) {
+    let mut through = empty_mask();
+    // SAFETY: the set lives here, the rest are numbers.
+    unsafe {
+        libc::sigaddset(&raw mut through, signal);
+        libc::kill(libc::getpid(), signal);
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const through, ptr::null_mut());
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const through, ptr::null_mut());
+    }
+}

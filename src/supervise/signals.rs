@@ -1,0 +1,93 @@
+//! Signals as a stream, one for one and with their sender.
+//!
+//! Everything is blocked and read from a signalfd: that is the only way to see all 62 ordinary and real-time signals, and to
+//! tell the terminal's keys from a `kill(2)`.
+
+use std::collections::VecDeque;
+use std::io;
+
+use nix::sys::signal::SigSet;
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use tokio::io::unix::AsyncFd;
+
+use super::child::{Inherited, stop_ourselves, watched};
+
+/// A signal by its raw number, so that real-time signals have one too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Signal {
+    pub number: i32,
+    pub sender: Sender,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sender {
+    /// The terminal's keys, a hang-up, an alarm: the kernel sent it, to everybody whom it concerns.
+    Kernel,
+    Process(i32),
+}
+
+/// The stream of signals sent to this process.
+pub struct Signals {
+    fd: AsyncFd<SignalFd>,
+    /// Read, but not yet asked for.
+    pending: VecDeque<Signal>,
+    inherited: Inherited,
+}
+
+/// What ends a wait.
+const ENDING: [i32; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
+/// What the terminal stops a job with.
+pub const STOPPING: [i32; 3] = [libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
+
+impl Signals {
+    /// Listens; needs a runtime. `inherited` has blocked them all, so nothing sent since then is lost.
+    pub fn listen(inherited: Inherited) -> io::Result<Signals> {
+        let fd = SignalFd::with_flags(&SigSet::all(), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+        Ok(Signals { fd: watched(fd)?, pending: VecDeque::new(), inherited })
+    }
+
+    pub fn inherited(&self) -> &Inherited {
+        &self.inherited
+    }
+
+    /// The next signal.
+    ///
+    /// # Cancellation
+    /// May be dropped; none is lost.
+    pub async fn next(&mut self) -> io::Result<Signal> {
+        loop {
+            if let Some(signal) = self.pending.pop_front() {
+                return Ok(signal);
+            }
+            let mut ready = self.fd.readable_mut().await?;
+            while let Some(record) = ready.get_inner().read_signal()? {
+                let sender = match record.ssi_code {
+                    code if code > 0 => Sender::Kernel,
+                    _ => Sender::Process(record.ssi_pid.cast_signed()),
+                };
+                self.pending.push_back(Signal { number: record.ssi_signo.cast_signed(), sender });
+            }
+            ready.clear_ready();
+        }
+    }
+
+    /// Waits for a signal that asks us to end, and answers its number. Of the others those that stop a job stop us; the rest
+    /// means nothing while there is no command. One that was ignored when we were started is no request.
+    ///
+    /// # Cancellation
+    /// May be dropped; none is lost.
+    pub async fn asked_to_end(&mut self) -> io::Result<i32> {
+        loop {
+            let Signal { number, .. } = self.next().await?;
+            if self.inherited.ignores(number) {
+                continue;
+            }
+            if ENDING.contains(&number) {
+                return Ok(number);
+            }
+            if STOPPING.contains(&number) {
+                stop_ourselves(number);
+            }
+        }
+    }
+}
