@@ -1,0 +1,77 @@
+//! What can be typed; every grammar gives the same [`Request`]s.
+
+mod native;
+mod values;
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use crate::lock::{AbsolutePath, Identifier, LockPath, Mode, NodePath};
+use crate::report::Verbosity;
+use crate::store::Servers;
+
+/// What was asked for, checked.
+#[derive(Debug)]
+pub struct Request {
+    pub address: Address,
+    pub verbosity: Verbosity,
+    /// How long a release may take before it is given up.
+    pub release_timeout: Duration,
+    pub action: Action,
+}
+
+/// Where the queues are kept.
+#[derive(Clone, Debug)]
+pub struct Address {
+    pub servers: Servers,
+    pub chroot: AbsolutePath,
+}
+
+#[derive(Debug)]
+pub enum Action {
+    Spawn { wish: Wish, words: Vec<OsString>, kill_after: Option<Duration> },
+    Lock(Wish),
+    Unlock { nodes: Vec<NodePath>, identifier: Option<Identifier>, wait: Wait },
+    List { lock: LockPath, wait: Wait },
+}
+
+/// The lock that is wanted.
+#[derive(Debug)]
+pub struct Wish {
+    pub lock: LockPath,
+    pub mode: Mode,
+    pub identifier: Identifier,
+    pub wait: Wait,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Wait {
+    pub limit: WaitLimit,
+    /// Between two lines that say who is in front.
+    pub tick: Duration,
+    pub conflict_status: u8,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WaitLimit {
+    Never,
+    Once,
+    Within(Duration),
+}
+
+/// What parsing gave instead of a request.
+#[derive(Debug)]
+pub enum Answer {
+    /// Help or version, asked for.
+    Help(String),
+    /// What was typed is not usable.
+    Usage(String),
+}
+
+/// Parses the command line, the program's name first.
+///
+/// # Errors
+/// [`Answer`]: help that was asked for, or what is wrong with it.
+pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, Answer> {
+    native::parse(words)
+}

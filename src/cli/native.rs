@@ -1,0 +1,351 @@
+//! The grammar of `syncd-spawn` itself.
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use clap::builder::{OsStringValueParser, TypedValueParser};
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+
+use super::values;
+use super::{Action, Address, Answer, Request, Wait, WaitLimit, Wish};
+use crate::exit;
+use crate::lock::{AbsolutePath, Identifier, LockPath, Mode, NodePath};
+use crate::report::Verbosity;
+use crate::store::Servers;
+
+const DEFAULT_CHROOT: &str = "/devops";
+
+const USAGE: &str = "syncd-spawn [OPTIONS] [-n NODE] [-l lock|rlock|wlock] [--] COMMAND [ARG]...
+       syncd-spawn [OPTIONS] lock|rlock|wlock LOCK_PATH
+       syncd-spawn [OPTIONS] unlock NODE...
+       syncd-spawn [OPTIONS] list LOCK_PATH";
+
+const AFTER_HELP: &str = "\
+The first word that is no option is the command; after it, or after --, nothing is ours.
+
+Examples:
+  syncd-spawn -l wlock -- cmd args
+  syncd-spawn -n /test -C 'test' -l rlock sleep 5
+  syncd-spawn -s localhost:2181 -c /test -i \"test lock1\" rlock /mylock
+  syncd-spawn list /mylock -s h:2181
+
+Exit status:
+  the command's   it ran and ended by itself
+  128+n           signal n ended the command, or us while we waited
+  0 / 1           lock, unlock, list: done / no (no such lock, not yours)
+  123             the lock was taken away while the command ran; the command was stopped
+  124             not acquired in time (-E changes it)
+  125             ours: bad usage, server unreachable or refused us, release failed
+  126 / 127       the command cannot be run / is not found
+
+The command gets SYNCD_SPAWN_LOCK_PATH, SYNCD_SPAWN_LOCK_NODE, SYNCD_SPAWN_LOCK_TYPE and SYNCD_SPAWN_FENCING_TOKEN, and
+SYNCD_SPAWN_HELD, by which a run inside it knows what it must not wait for.";
+
+/// Run a command while holding a distributed lock, and let go when it is done.
+#[derive(Parser)]
+#[command(
+    name = "syncd-spawn",
+    version,
+    override_usage = USAGE,
+    after_long_help = AFTER_HELP,
+    after_help = "--help says more.",
+    disable_help_subcommand = true,
+    subcommand_negates_reqs = true,
+    max_term_width = 100
+)]
+struct Native {
+    #[command(flatten)]
+    connection: Connection,
+    #[command(flatten)]
+    waiting: Waiting,
+    #[command(flatten)]
+    common: Common,
+    #[command(flatten)]
+    spawn: SpawnOnly,
+    #[command(subcommand)]
+    subcommand: Option<Sub>,
+    /// The command and its arguments, executed without a shell.
+    #[arg(trailing_var_arg = true, value_name = "COMMAND", value_parser = OsStringValueParser::new())]
+    command: Vec<OsString>,
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "Connection")]
+struct Connection {
+    /// ZooKeeper servers
+    ///
+    /// HOST:PORT[,HOST:PORT]...[/CHROOT], with zk:// or tcp:// before it or not; the port is 2181 where none is given, an
+    /// IPv6 address stands in brackets.
+    #[arg(
+        short,
+        long,
+        global = true,
+        env = "SYNCD_SPAWN_SERVERS",
+        default_value = "localhost:2181",
+        value_parser = Servers::parse
+    )]
+    servers: Servers,
+    /// ZooKeeper chroot of all paths [default: /devops]
+    ///
+    /// Made where it is missing. / is no chroot. An error if the servers end in another one.
+    #[arg(short, long, global = true, env = "SYNCD_SPAWN_CHROOT", value_parser = chroot)]
+    chroot: Option<AbsolutePath>,
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "Waiting")]
+struct Waiting {
+    /// Give up after this long (90s, 1m30s, 500ms, or seconds)
+    ///
+    /// One limit over connecting and waiting for the lock. Without a limit we wait as long as it takes for the lock, and 15 s
+    /// for a first connection. 0 looks once.
+    #[arg(short, long, global = true, value_name = "DURATION", env = "SYNCD_SPAWN_TIMEOUT", value_parser = values::duration)]
+    timeout: Option<Duration>,
+    /// Give up if the lock is not free at once
+    #[arg(long, global = true)]
+    no_wait: bool,
+    /// Give up after this many times --retry-sleep; 0 looks once
+    #[arg(short, long, global = true, value_name = "COUNT", env = "SYNCD_SPAWN_RETRY_COUNT")]
+    retry_count: Option<u32>,
+    /// Time between two lines that say who is in front
+    #[arg(
+        short = 'p',
+        long,
+        global = true,
+        value_name = "DURATION",
+        env = "SYNCD_SPAWN_RETRY_SLEEP",
+        default_value = "3s",
+        value_parser = values::positive_duration
+    )]
+    retry_sleep: Duration,
+    /// Exit status if the lock was not acquired in time
+    #[arg(
+        short = 'E',
+        long,
+        global = true,
+        value_name = "STATUS",
+        env = "SYNCD_SPAWN_CONFLICT_EXIT_CODE",
+        default_value_t = exit::TIMED_OUT
+    )]
+    conflict_exit_code: u8,
+    /// Give up releasing the lock after this long
+    ///
+    /// The release is tried again until the server has confirmed it. What could not be released is named, with the line that
+    /// unlocks it.
+    #[arg(
+        long,
+        global = true,
+        value_name = "DURATION",
+        env = "SYNCD_SPAWN_RELEASE_TIMEOUT",
+        default_value = "60s",
+        value_parser = values::positive_duration
+    )]
+    release_timeout: Duration,
+}
+
+#[derive(Args)]
+struct Common {
+    /// Who holds the lock, for people to read; unlock removes only what carries it
+    ///
+    /// The default is the page of the CI job if there is one, else user@host:pid. unlock checks it only where it is given.
+    #[arg(
+        short,
+        long,
+        global = true,
+        visible_short_alias = 'C',
+        visible_alias = "content",
+        value_name = "TEXT",
+        env = "SYNCD_SPAWN_IDENTIFIER",
+        value_parser = OsStringValueParser::new().try_map(values::identifier)
+    )]
+    identifier: Option<Identifier>,
+    /// Say more (-vv: debugging, -vvv: the client library too)
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    /// Say errors only
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "Command")]
+struct SpawnOnly {
+    /// Path of the lock [default: / and the command's file name]
+    #[arg(short, long, value_name = "PATH", value_parser = LockPath::parse)]
+    node: Option<LockPath>,
+    /// lock and wlock hold alone, rlock together with other readers
+    #[arg(short, long, value_name = "TYPE", value_enum, default_value = "lock", hide_possible_values = true)]
+    lock_type: LockType,
+    /// Kill the command this long after the first TERM that was passed on
+    #[arg(
+        short,
+        long,
+        value_name = "DURATION",
+        env = "SYNCD_SPAWN_KILL_AFTER",
+        value_parser = values::positive_duration
+    )]
+    kill_after: Option<Duration>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LockType {
+    Lock,
+    Rlock,
+    Wlock,
+}
+
+#[derive(Subcommand)]
+enum Sub {
+    /// Acquire a mutex, print its node and leave it held
+    Lock {
+        #[arg(value_parser = LockPath::parse)]
+        lock_path: LockPath,
+    },
+    /// Acquire a read lock, print its node and leave it held
+    Rlock {
+        #[arg(value_parser = LockPath::parse)]
+        lock_path: LockPath,
+    },
+    /// Acquire a write lock, print its node and leave it held
+    Wlock {
+        #[arg(value_parser = LockPath::parse)]
+        lock_path: LockPath,
+    },
+    /// Release locks by the nodes that were printed
+    Unlock {
+        #[arg(required = true, value_name = "NODE", value_parser = NodePath::parse)]
+        nodes: Vec<NodePath>,
+    },
+    /// Print the queue in order
+    List {
+        #[arg(value_parser = LockPath::parse)]
+        lock_path: LockPath,
+    },
+    /// Kept for subcommands to come, so that no script breaks when they do
+    #[command(hide = true, name = "reap", aliases = ["install", "completions", "man"])]
+    Reserved {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_parser = OsStringValueParser::new())]
+        words: Vec<OsString>,
+    },
+}
+
+impl From<LockType> for Mode {
+    fn from(lock_type: LockType) -> Mode {
+        match lock_type {
+            LockType::Lock => Mode::Lock,
+            LockType::Rlock => Mode::Read,
+            LockType::Wlock => Mode::Write,
+        }
+    }
+}
+
+pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, Answer> {
+    let matches = Native::command().try_get_matches_from(words).map_err(|error| answer(&error))?;
+    let from_line = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
+    if let Some(subcommand) = matches.subcommand_name() {
+        for (id, option) in [("node", "--node"), ("lock_type", "--lock-type"), ("kill_after", "--kill-after")] {
+            if from_line(id) {
+                return usage(format!(
+                    "{option} belongs to a command that is run, and {subcommand} is a subcommand; \
+                     to run a command of that name write -- {subcommand}"
+                ));
+            }
+        }
+    }
+    let limits: Vec<_> = [("timeout", "--timeout"), ("no_wait", "--no-wait"), ("retry_count", "--retry-count")]
+        .into_iter()
+        .filter(|(id, _)| from_line(id))
+        .map(|(_, option)| option)
+        .collect();
+    if let [first, second, ..] = limits[..] {
+        return usage(format!("{first} and {second} both say how long to wait; give one"));
+    }
+    let native = Native::from_arg_matches(&matches).map_err(|error| answer(&error))?;
+    let wait = wait(&native.waiting, limits.first().copied())?;
+    let address = address(native.connection)?;
+    let Common { identifier, verbose, quiet } = native.common;
+    let verbosity = if quiet { Verbosity::Quiet } else { Verbosity::Verbose(verbose) };
+    let release_timeout = native.waiting.release_timeout;
+    let wish = |lock, mode, identifier: Option<Identifier>| Wish {
+        lock,
+        mode,
+        identifier: identifier.unwrap_or_else(values::default_identifier),
+        wait,
+    };
+    let action = match native.subcommand {
+        Some(Sub::Lock { lock_path }) => Action::Lock(wish(lock_path, Mode::Lock, identifier)),
+        Some(Sub::Rlock { lock_path }) => Action::Lock(wish(lock_path, Mode::Read, identifier)),
+        Some(Sub::Wlock { lock_path }) => Action::Lock(wish(lock_path, Mode::Write, identifier)),
+        Some(Sub::Unlock { nodes }) => Action::Unlock { nodes, identifier, wait },
+        Some(Sub::List { lock_path }) => Action::List { lock: lock_path, wait },
+        Some(Sub::Reserved { words: _ }) => {
+            return usage(
+                "reap, install, completions and man are kept for subcommands to come; to run a command of that name write -- \
+                 before it",
+            );
+        }
+        None => {
+            let Some(name) = native.command.first() else {
+                return usage("no command was given");
+            };
+            let SpawnOnly { node, lock_type, kill_after } = native.spawn;
+            let lock = match node {
+                Some(lock) => lock,
+                None => values::lock_of_command(name).or_else(usage)?,
+            };
+            Action::Spawn { wish: wish(lock, lock_type.into(), identifier), words: native.command, kill_after }
+        }
+    };
+    Ok(Request { address, verbosity, release_timeout, action })
+}
+
+fn wait(waiting: &Waiting, given: Option<&str>) -> Result<Wait, Answer> {
+    let by_count = |count| match waiting.retry_sleep.checked_mul(count) {
+        Some(limit) => Ok(WaitLimit::Within(limit)),
+        None => usage("--retry-count times --retry-sleep is too long"),
+    };
+    let limit = match (given, waiting.timeout, waiting.retry_count) {
+        (Some("--no-wait"), _, _) => WaitLimit::Once,
+        (Some("--retry-count"), _, Some(count)) | (None, None, Some(count)) => by_count(count)?,
+        (_, Some(timeout), _) => WaitLimit::Within(timeout),
+        (_, None, _) => WaitLimit::Never,
+    };
+    let limit = if limit == WaitLimit::Within(Duration::ZERO) { WaitLimit::Once } else { limit };
+    Ok(Wait { limit, tick: waiting.retry_sleep, conflict_status: waiting.conflict_exit_code })
+}
+
+fn address(connection: Connection) -> Result<Address, Answer> {
+    let Connection { mut servers, chroot } = connection;
+    let chroot = match (servers.chroot.take(), chroot) {
+        (Some(inside), Some(given)) if inside != given => {
+            return usage(format!("--servers ends in the chroot {inside} and --chroot says {given}; give one"));
+        }
+        (Some(chroot), _) | (None, Some(chroot)) => chroot,
+        (None, None) => AbsolutePath::parse(DEFAULT_CHROOT).expect("the default is well formed"),
+    };
+    Ok(Address { servers, chroot })
+}
+
+/// Nothing and `/` are no chroot.
+fn chroot(text: &str) -> Result<AbsolutePath, String> {
+    let path =
+        AbsolutePath::parse(if text.is_empty() { AbsolutePath::ROOT } else { text }).map_err(|error| error.to_string())?;
+    match path.is_reserved_by_zookeeper() {
+        true => Err("/zookeeper is reserved".to_owned()),
+        false => Ok(path),
+    }
+}
+
+fn usage<T>(text: impl Into<String>) -> Result<T, Answer> {
+    Err(Answer::Usage(format!("{}\nhint: syncd-spawn --help", text.into())))
+}
+
+fn answer(error: &clap::Error) -> Answer {
+    let text = error.render().to_string();
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Answer::Help(text),
+        _ => Answer::Usage(text.strip_prefix("error: ").unwrap_or(&text).trim_end().to_owned()),
+    }
+}

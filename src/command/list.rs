@@ -1,0 +1,40 @@
+//! `list`: prints a queue in order.
+
+use std::fmt::Write;
+
+use tracing::warn;
+
+use super::{Context, no_such_lock};
+use crate::error::Error;
+use crate::exit;
+use crate::lock::{LockPath, Queue, Reading, Store, StoreError};
+use crate::report;
+
+pub async fn list<S: Store>(store: &S, lock: &LockPath, context: &mut Context<'_>) -> Result<exit::Result, Error> {
+    let looked = context.unless_asked_to_end(async {
+        let queue = store.contenders(lock).await?;
+        let readings = store.read(lock, queue.contenders()).await?;
+        Ok((queue, readings))
+    });
+    let (queue, readings): (Queue, Vec<Reading>) = match looked.await? {
+        Ok(Ok(found)) => found,
+        Ok(Err(StoreError::NoLock(_))) => return Ok(no_such_lock(lock)),
+        Ok(Err(error)) => return Err(error.into()),
+        Err(signal) => return Ok(exit::Result::Interrupted(signal)),
+    };
+    let mut lines = String::new();
+    for (name, reading) in queue.contenders().iter().zip(readings) {
+        let node = lock.node(name);
+        _ = match reading {
+            Reading::There(contender) => writeln!(lines, "'{}' {node}", contender.identifier),
+            // Gone between the two looks.
+            Reading::Missing => Ok(()),
+            Reading::Forbidden => writeln!(lines, "(no permission) {node}"),
+        };
+    }
+    for stranger in queue.strangers() {
+        warn!("{lock}/{stranger} is no contender: nobody waits for it");
+    }
+    report::answer(&lines).map_err(Error::system("cannot write the list to standard output"))?;
+    Ok(exit::Result::Done)
+}

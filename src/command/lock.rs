@@ -1,0 +1,32 @@
+//! `lock`, `rlock`, `wlock`: acquires a lock, prints its node and leaves it held.
+
+use std::io;
+
+use super::{Acquired, Context, say_what_is_left};
+use crate::cli::Wish;
+use crate::error::Error;
+use crate::exit;
+use crate::lock::{Expected, Limit, Store};
+use crate::report;
+use crate::supervise::stdout_was_closed;
+
+pub async fn lock<S: Store>(store: &S, wish: &Wish, limit: Limit, context: &mut Context<'_>) -> Result<exit::Result, Error> {
+    let place = match context.acquire(store, wish, limit).await? {
+        Acquired::Ours(place) => place,
+        Acquired::Not(result) => return Ok(result),
+    };
+    let node = wish.lock.node(&place.name);
+    let printed = match stdout_was_closed() {
+        true => Err(io::Error::from_raw_os_error(libc::EBADF)),
+        false => report::answer(&format!("{node}\n")),
+    };
+    let Err(error) = printed else {
+        return Ok(exit::Result::Done);
+    };
+    // A lock that nobody can name is one that nobody can release.
+    if let Err(error) = store.leave(&wish.lock, &place.name, Expected::Anything).await {
+        report::error(&error, None);
+        say_what_is_left(context.address, &error);
+    }
+    Err(Error::Output(error))
+}

@@ -1,0 +1,171 @@
+//! What was asked for, a file each.
+
+mod list;
+mod lock;
+mod spawn;
+mod unlock;
+
+use std::cell::Cell;
+use std::future::Future;
+use std::io;
+use std::pin::pin;
+use std::time::SystemTime;
+
+use tokio::time::Instant;
+use tracing::warn;
+
+use crate::cli::{Action, Address, Request, WaitLimit, Wish};
+use crate::error::Error;
+use crate::exit;
+use crate::lock::{
+    AcquireError, Claim, Happening, Limit, LockPath, NodeName, Patience, Place, Reading, Store, StoreError, acquire,
+};
+use crate::report::{self, Verbosity};
+use crate::store::ZooKeeper;
+use crate::supervise::Signals;
+
+/// What every command works with.
+struct Context<'r> {
+    verbosity: Verbosity,
+    address: &'r Address,
+    signals: Signals,
+}
+
+/// Does what was asked for.
+///
+/// # Cancellation
+/// Must not be dropped before it is ready: it is to leave nothing behind.
+pub async fn run(request: Request, signals: Signals) -> Result<exit::Result, Error> {
+    let Request { address, verbosity, release_timeout, action } = request;
+    let mut context = Context { verbosity, address: &address, signals };
+    let limit = match &action {
+        Action::Spawn { wish, .. } | Action::Lock(wish) => limit(wish.wait.limit),
+        Action::Unlock { wait, .. } | Action::List { wait, .. } => limit(wait.limit),
+    };
+    let connecting = ZooKeeper::connect(address.servers.clone(), address.chroot.clone(), limit, release_timeout);
+    let store = match context.unless_asked_to_end(connecting).await? {
+        Ok(store) => store?,
+        Err(signal) => return Ok(exit::Result::Interrupted(signal)),
+    };
+    let result = match action {
+        Action::Spawn { wish, words, kill_after } => spawn::spawn(&store, &wish, &words, kill_after, limit, &mut context).await,
+        Action::Lock(wish) => lock::lock(&store, &wish, limit, &mut context).await,
+        Action::Unlock { nodes, identifier, .. } => unlock::unlock(&store, &nodes, identifier.as_ref(), &mut context).await,
+        Action::List { lock, .. } => list::list(&store, &lock, &mut context).await,
+    };
+    store.close().await;
+    result
+}
+
+fn limit(limit: WaitLimit) -> Limit {
+    match limit {
+        WaitLimit::Never => Limit::Never,
+        WaitLimit::Once => Limit::Once,
+        // A limit beyond the end of the clock is none.
+        WaitLimit::Within(time) => Instant::now().checked_add(time).map_or(Limit::Never, Limit::At),
+    }
+}
+
+/// How waiting for the lock ended.
+enum Acquired {
+    Ours(Place),
+    Not(exit::Result),
+}
+
+impl Context<'_> {
+    /// Waits for something that may be dropped, or for a signal that asks us to end.
+    async fn unless_asked_to_end<T>(&mut self, work: impl Future<Output = T>) -> Result<Result<T, i32>, Error> {
+        tokio::select! {
+            biased;
+            signal = self.signals.asked_to_end() => Ok(Err(signal.map_err(Error::system("cannot read signals"))?)),
+            done = work => Ok(Ok(done)),
+        }
+    }
+
+    /// Enters the queue and waits, telling a person about it.
+    async fn acquire<S: Store>(&mut self, store: &S, wish: &Wish, limit: Limit) -> Result<Acquired, Error> {
+        let claim = Claim::new(wish.mode, wish.identifier.clone());
+        let around = held_around();
+        let address = self.address;
+        let asked: Cell<Option<io::Result<i32>>> = Cell::new(None);
+        let mut stop = pin!(async { asked.set(Some(self.signals.asked_to_end().await)) });
+        let patience = Patience::new(limit, stop.as_mut());
+        let mut tell = |happening: Happening<'_>| tell(address, &happening);
+        let acquired = acquire(store, &wish.lock, claim, &around, patience, wish.wait.tick, &mut tell).await;
+        match (acquired, asked.take()) {
+            (Ok(place), _) => Ok(Acquired::Ours(place)),
+            (Err(AcquireError::Stopped(_)), Some(Ok(signal))) => Ok(Acquired::Not(exit::Result::Interrupted(signal))),
+            (Err(AcquireError::Stopped(_)), Some(Err(error))) => Err(Error::system("cannot read signals")(error)),
+            (Err(error @ AcquireError::TimedOut { .. }), _) => {
+                report::error(&error, None);
+                Ok(Acquired::Not(exit::Result::TimedOut { status: wish.wait.conflict_status }))
+            }
+            (Err(AcquireError::Store(error)), _) => {
+                say_what_is_left(self.address, &error);
+                Err(error.into())
+            }
+            (Err(error), _) => Err(error.into()),
+        }
+    }
+
+    /// A line for the person at the terminal, unless it was asked to be quiet.
+    fn say(&self, text: std::fmt::Arguments<'_>) {
+        if self.verbosity != Verbosity::Quiet {
+            report::line(text);
+        }
+    }
+}
+
+/// The variable by which a run knows the nodes that the runs around it hold: names, separated by blanks.
+const HELD: &str = "SYNCD_SPAWN_HELD";
+
+fn held_around() -> Vec<NodeName> {
+    let held = std::env::var(HELD).unwrap_or_default();
+    held.split_ascii_whitespace().filter_map(NodeName::parse).collect()
+}
+
+fn tell(address: &Address, happening: &Happening<'_>) {
+    match happening {
+        Happening::Waiting { lock, predecessor, reading, ahead } => {
+            let who = match reading {
+                Reading::There(contender) => {
+                    let since = humantime::format_rfc3339_seconds(contender.since.max(SystemTime::UNIX_EPOCH));
+                    format!("'{}' {} since {since}", contender.identifier, lock.node(predecessor))
+                }
+                Reading::Missing => return,
+                Reading::Forbidden => format!("{} (its identifier may not be read)", lock.node(predecessor)),
+            };
+            warn!("Waiting to acquire lock {lock}: behind {who}, {ahead} in front");
+        }
+        Happening::Evicted { node } => warn!("{node} was removed while we waited: queueing again at the end"),
+        Happening::NearlyUsedUp { node } => {
+            warn!("{node}: the numbers of {} end at 2147483647; drain and delete the directory before", node.lock);
+        }
+        Happening::LeftBehind { error } => {
+            tracing::error!("{error}");
+            say_what_is_left(address, error);
+        }
+    }
+}
+
+/// A node that could not be removed, with the line that will.
+fn say_what_is_left(address: &Address, error: &StoreError) {
+    let Address { servers, chroot } = address;
+    match error {
+        StoreError::NotRemoved { node, .. } => {
+            report::line(format_args!("hint: syncd-spawn -s {servers} -c {chroot} unlock {node}"));
+        }
+        StoreError::Unsettled { prefix, .. } => {
+            let lock = prefix.rsplit_once('/').map_or(prefix.as_str(), |(lock, _)| lock);
+            report::line(format_args!(
+                "hint: syncd-spawn -s {servers} -c {chroot} list {lock} shows whether there is one; unlock removes it"
+            ));
+        }
+        StoreError::Unreachable { .. } | StoreError::Refused { .. } | StoreError::NoLock(_) => {}
+    }
+}
+
+fn no_such_lock(lock: &LockPath) -> exit::Result {
+    report::error(&StoreError::NoLock(lock.clone()), None);
+    exit::Result::No
+}

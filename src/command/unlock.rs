@@ -1,0 +1,60 @@
+//! `unlock`: removes nodes, if the identifier agrees.
+
+use super::{Context, say_what_is_left};
+use crate::error::Error;
+use crate::exit;
+use crate::lock::{Expected, Identifier, NodePath, Reading, Removal, Store, StoreError};
+use crate::report;
+
+pub async fn unlock<S: Store>(
+    store: &S,
+    nodes: &[NodePath],
+    identifier: Option<&Identifier>,
+    context: &mut Context<'_>,
+) -> Result<exit::Result, Error> {
+    let mut result = exit::Result::Done;
+    for node in nodes {
+        let read = context.unless_asked_to_end(store.read(&node.lock, std::slice::from_ref(&node.name))).await?;
+        let reading = match read {
+            Ok(reading) => reading?.pop(),
+            Err(signal) => return Ok(exit::Result::Interrupted(signal)),
+        };
+        let expected = match (reading, identifier) {
+            (Some(Reading::There(contender)), Some(identifier)) if contender.identifier != *identifier => {
+                report::error(&format_args!("{node} belongs to '{}'", contender.identifier), None);
+                result = exit::Result::No;
+                continue;
+            }
+            (Some(Reading::There(contender)), _) => Expected::Version(contender.version),
+            (Some(Reading::Forbidden), Some(_)) => {
+                report::error(&format_args!("{node}: its identifier may not be read"), None);
+                result = exit::Result::No;
+                continue;
+            }
+            // Who may delete a node need not be allowed to read it.
+            (Some(Reading::Forbidden), None) => Expected::Anything,
+            (Some(Reading::Missing) | None, _) => {
+                report::error(&format_args!("no such lock: {node}"), None);
+                result = exit::Result::No;
+                continue;
+            }
+        };
+        match store.leave(&node.lock, &node.name, expected).await {
+            Ok(Removal::Removed) => {}
+            Ok(Removal::Missing) => {
+                report::error(&format_args!("no such lock: {node}"), None);
+                result = exit::Result::No;
+            }
+            Ok(Removal::Changed) => {
+                report::error(&format_args!("{node} was changed meanwhile"), None);
+                result = exit::Result::No;
+            }
+            Err(error @ StoreError::NotRemoved { .. }) => {
+                say_what_is_left(context.address, &error);
+                return Err(error.into());
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(result)
+}

@@ -1,0 +1,56 @@
+//! One error over the halves' own.
+
+use std::io;
+
+use crate::lock::{AcquireError, StoreError};
+use crate::supervise::SuperviseError;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Already explained, with how to type it right.
+    #[error("{0}")]
+    Usage(String),
+    #[error(transparent)]
+    Acquire(#[from] AcquireError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("cannot run {command}: {error}")]
+    Supervise { command: String, error: SuperviseError },
+    #[error("cannot write the node to standard output: {0}")]
+    Output(io::Error),
+    #[error("{what}: {error}")]
+    System { what: &'static str, error: io::Error },
+}
+
+impl Error {
+    pub fn system(what: &'static str) -> impl FnOnce(io::Error) -> Error {
+        move |error| Error::System { what, error }
+    }
+
+    /// What a person can do about it.
+    pub fn hint(&self) -> Option<String> {
+        let store = match self {
+            Error::Store(error) | Error::Acquire(AcquireError::Store(error)) => error,
+            Error::Acquire(AcquireError::UsedUp(lock)) => {
+                return Some(format!("let everybody leave {lock}, then delete it: its numbers start again"));
+            }
+            Error::Acquire(AcquireError::Nested(_)) => {
+                return Some("give the inner command another lock, or none: it runs under the outer one".to_owned());
+            }
+            Error::Acquire(AcquireError::TimedOut { .. } | AcquireError::Stopped(_))
+            | Error::Usage(_)
+            | Error::Supervise { .. }
+            | Error::Output(_)
+            | Error::System { .. } => return None,
+        };
+        match store {
+            StoreError::Unreachable { .. } => {
+                Some("is a server listening there? -s takes HOST:PORT[,HOST:PORT]; -t gives it more time".to_owned())
+            }
+            StoreError::Refused { .. }
+            | StoreError::NoLock(_)
+            | StoreError::NotRemoved { .. }
+            | StoreError::Unsettled { .. } => None,
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! What the shell sees: the one table of numbers.
+
+use crate::supervise::{Cause, Ending, Outcome};
+
+/// How a run of this program came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Result {
+    Done,
+    /// A raw command answers no: no such lock, not yours.
+    No,
+    /// The command ran. `is_released`: whether the lock is gone, too.
+    Ran {
+        outcome: Outcome,
+        is_released: bool,
+    },
+    /// A signal asked us to end before there was a command.
+    Interrupted(i32),
+    TimedOut {
+        status: u8,
+    },
+    /// The command could not be executed, for this reason.
+    NotExecuted(Option<i32>),
+    Failed,
+}
+
+/// How to leave the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leave {
+    With(u8),
+    /// Die of this signal, so that a shell stops its loop and systemd sees what it sent; else leave with 128 and its number.
+    BySignal(i32),
+}
+
+pub const TIMED_OUT: u8 = 124;
+const LOST: u8 = 123;
+const FAILED: u8 = 125;
+const CANNOT_EXECUTE: u8 = 126;
+const NOT_FOUND: u8 = 127;
+
+impl Result {
+    pub fn leave(self) -> Leave {
+        match self {
+            Result::Done => Leave::With(0),
+            Result::No => Leave::With(1),
+            Result::TimedOut { status } => Leave::With(status),
+            Result::Failed => Leave::With(FAILED),
+            Result::NotExecuted(Some(libc::ENOENT)) => Leave::With(NOT_FOUND),
+            Result::NotExecuted(_) => Leave::With(CANNOT_EXECUTE),
+            Result::Interrupted(signal) => Leave::BySignal(signal),
+            Result::Ran { outcome: Outcome { ending, cause }, is_released } => match (ending, cause) {
+                (_, Cause::Revoked) => Leave::With(LOST),
+                (Ending::Exited(0), _) if !is_released => Leave::With(FAILED),
+                (Ending::Exited(code), _) => Leave::With(code),
+                (Ending::Signaled { number, .. }, Cause::Passed) => Leave::BySignal(number),
+                (Ending::Signaled { number, .. }, Cause::Own) => Leave::With(signal_status(number)),
+            },
+        }
+    }
+}
+
+/// 128 and the signal's number, as shells have it.
+pub fn signal_status(signal: i32) -> u8 {
+    u8::try_from(128 + signal).unwrap_or(u8::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ran(ending: Ending, cause: Cause, is_released: bool) -> Leave {
+        Result::Ran { outcome: Outcome { ending, cause }, is_released }.leave()
+    }
+
+    #[test]
+    fn every_code_of_the_command_is_ours() {
+        for code in 0..=u8::MAX {
+            assert_eq!(ran(Ending::Exited(code), Cause::Own, true), Leave::With(code));
+        }
+    }
+
+    #[test]
+    fn a_failed_release_shows_after_a_good_command_only() {
+        assert_eq!(ran(Ending::Exited(0), Cause::Own, false), Leave::With(125));
+        for code in 1..=u8::MAX {
+            assert_eq!(ran(Ending::Exited(code), Cause::Own, false), Leave::With(code));
+        }
+    }
+
+    #[test]
+    fn a_signal_that_was_passed_on_is_died_of_and_another_is_128_and_its_number() {
+        for number in 1..=64 {
+            let ending = Ending::Signaled { number, dumped_core: false };
+            assert_eq!(ran(ending, Cause::Passed, true), Leave::BySignal(number));
+            assert_eq!(ran(ending, Cause::Own, false), Leave::With(128 + u8::try_from(number).unwrap()));
+        }
+    }
+
+    #[test]
+    fn what_is_ours_has_its_own_numbers() {
+        let ending = Ending::Exited(0);
+        assert_eq!(ran(ending, Cause::Revoked, true), Leave::With(123));
+        assert_eq!(Result::Done.leave(), Leave::With(0));
+        assert_eq!(Result::No.leave(), Leave::With(1));
+        assert_eq!(Result::TimedOut { status: TIMED_OUT }.leave(), Leave::With(124));
+        assert_eq!(Result::TimedOut { status: 0 }.leave(), Leave::With(0));
+        assert_eq!(Result::Failed.leave(), Leave::With(125));
+        assert_eq!(Result::NotExecuted(Some(libc::EACCES)).leave(), Leave::With(126));
+        assert_eq!(Result::NotExecuted(None).leave(), Leave::With(126));
+        assert_eq!(Result::NotExecuted(Some(libc::ENOENT)).leave(), Leave::With(127));
+        assert_eq!(Result::Interrupted(libc::SIGTERM).leave(), Leave::BySignal(libc::SIGTERM));
+    }
+}

@@ -1,0 +1,66 @@
+//! Parses, runs, prints the one error, and leaves; nothing else leaves the process.
+
+use std::panic;
+use std::process;
+use std::thread;
+
+use syncd_spawn::cli::{self, Answer};
+use syncd_spawn::command;
+use syncd_spawn::error::Error;
+use syncd_spawn::exit::{self, Leave};
+use syncd_spawn::report;
+use syncd_spawn::supervise::{Inherited, Signals, die_of};
+
+fn main() {
+    // Before the first thread, and before anything that a signal could interrupt.
+    let inherited = Inherited::take_over();
+    quiet_panics_elsewhere();
+    let result = match cli::parse(std::env::args_os()) {
+        Ok(request) => {
+            report::start_log(request.verbosity);
+            run(request, inherited)
+        }
+        Err(Answer::Help(text)) => {
+            // A reader that has seen enough is no failure.
+            _ = report::answer(&text);
+            Ok(exit::Result::Done)
+        }
+        Err(Answer::Usage(text)) => Err(Error::Usage(text)),
+    };
+    let result = result.unwrap_or_else(|error| {
+        report::error(&error, error.hint().as_deref());
+        exit::Result::Failed
+    });
+    match result.leave() {
+        Leave::With(status) => process::exit(status.into()),
+        Leave::BySignal(signal) => {
+            die_of(signal);
+            process::exit(exit::signal_status(signal).into())
+        }
+    }
+}
+
+fn run(request: cli::Request, inherited: Inherited) -> Result<exit::Result, Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Error::system("cannot start the runtime"))?;
+    let result = runtime.block_on(async {
+        let signals = Signals::listen(inherited).map_err(Error::system("cannot listen for signals"))?;
+        command::run(request, signals).await
+    });
+    // A thread that hangs in the network must not keep us.
+    runtime.shutdown_background();
+    result
+}
+
+/// A panic of the client's thread is a lost connection, and is treated as one; only our own is worth a message.
+fn quiet_panics_elsewhere() {
+    panic::set_hook(Box::new(|info| {
+        if thread::current().name() == Some("main") {
+            report::line(format_args!("syncd-spawn: {info}"));
+        } else {
+            tracing::debug!("{info}");
+        }
+    }));
+}
