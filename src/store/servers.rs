@@ -179,7 +179,7 @@ mod tests {
             ("h1,", ServersError::EmptyServer),
             (",h1", ServersError::EmptyServer),
             (":2181", ServersError::EmptyServer),
-            ("h1:", ServersError::Port("".into())),
+            ("h1:", ServersError::Port(String::new())),
             ("h1:0", ServersError::Port("0".into())),
             ("h1:+1", ServersError::Port("+1".into())),
             ("h1:70000", ServersError::Port("70000".into())),

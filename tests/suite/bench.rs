@@ -1,0 +1,382 @@
+//! `syncd-spawn` under test: started, watched, signalled, and looked at from outside.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{Read, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+use zookeeper_client::{Acls, Client, CreateMode};
+
+use super::zookeeper::Server;
+
+pub const BINARY: &str = env!("CARGO_BIN_EXE_syncd-spawn");
+
+/// What everything must happen within, on the slowest machine.
+pub const LIMIT: Duration = Duration::from_secs(60);
+
+/// A command that holds its lock until its standard input ends.
+pub const HOLD: [&str; 4] = ["--", "sh", "-c", "echo ready; exec cat >/dev/null"];
+
+/// A chroot of its own on a server, and the program pointed there.
+pub struct Bench {
+    servers: String,
+    chroot: String,
+    environment: Vec<(OsString, OsString)>,
+}
+
+impl Bench {
+    /// On the shared server.
+    pub fn new() -> Bench {
+        Bench::on(&Server::shared().address())
+    }
+
+    /// On these servers.
+    pub fn on(servers: &str) -> Bench {
+        Bench { servers: servers.to_owned(), chroot: format!("/{}", Uuid::new_v4().simple()), environment: Vec::new() }
+    }
+
+    pub fn servers(&self) -> &str {
+        &self.servers
+    }
+
+    pub fn chroot(&self) -> &str {
+        &self.chroot
+    }
+
+    /// The same place reached through other addresses, such as a proxy's.
+    pub fn through(&self, servers: &str) -> Bench {
+        Bench { servers: servers.to_owned(), chroot: self.chroot.clone(), environment: self.environment.clone() }
+    }
+
+    pub fn with_variable(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Bench {
+        self.environment.push((name.into(), value.into()));
+        self
+    }
+
+    /// The program, with nothing of this machine's environment that could change what it does.
+    pub fn command<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Command {
+        self.program(BINARY, arguments)
+    }
+
+    /// Any program, with the environment that the program under test gets.
+    pub fn program<A: AsRef<OsStr>>(&self, program: &str, arguments: impl IntoIterator<Item = A>) -> Command {
+        let mut command = Command::new(program);
+        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        command.env("SYNCD_SPAWN_SERVERS", &self.servers).env("SYNCD_SPAWN_CHROOT", &self.chroot);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command.args(arguments);
+        command
+    }
+
+    /// Starts it, with its standard streams in our hands.
+    pub fn start<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Run {
+        Run::start(self.command(arguments))
+    }
+
+    /// Runs it to its end, with nothing to read.
+    pub fn run<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Ended {
+        self.start(arguments).finish()
+    }
+
+    /// Starts a command that holds a lock until told to finish.
+    pub fn hold<'a>(&self, options: impl IntoIterator<Item = &'a str>) -> Run {
+        self.start(options.into_iter().chain(HOLD))
+    }
+
+    /// The names in a lock's directory in order of their numbers, seen from outside.
+    pub fn queue(&self, lock: &str) -> Vec<String> {
+        let path = format!("{}{lock}", self.chroot);
+        let mut names = self.admin(async move |client| match client.list_children(&path).await {
+            Err(zookeeper_client::Error::NoNode) => Ok(Vec::new()),
+            listed => listed,
+        });
+        names.sort_by_key(|name| name.rsplit("__").next().map(str::to_owned));
+        names
+    }
+
+    /// Waits until so many stand in a queue.
+    pub fn queue_reaches(&self, lock: &str, length: usize) -> Vec<String> {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let queue = self.queue(lock);
+            if queue.len() == length {
+                return queue;
+            }
+            assert!(Instant::now() < deadline, "{lock} has {queue:?}, not {length}");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Puts a node into the chroot, as somebody else would, and its parents where they are missing.
+    pub fn plant(&self, path: &str, data: &str) {
+        let (path, data) = (format!("{}{path}", self.chroot), data.to_owned());
+        self.admin(async move |client| {
+            let options = CreateMode::Persistent.with_acls(Acls::anyone_all());
+            client.mkdir(path.rsplit_once('/').expect("absolute").0, &options).await?;
+            client.create(&path, data.as_bytes(), &options).await.map(|_| ())
+        });
+    }
+
+    /// Removes a node of the chroot, as an operator would.
+    pub fn remove(&self, path: &str) {
+        let path = format!("{}{path}", self.chroot);
+        self.admin(async move |client| client.delete(&path, None).await);
+    }
+
+    /// What a node says.
+    pub fn data(&self, path: &str) -> Vec<u8> {
+        let path = format!("{}{path}", self.chroot);
+        self.admin(async move |client| client.get_data(&path).await.map(|(data, _)| data))
+    }
+
+    /// Everything below the chroot.
+    pub fn tree(&self) -> Vec<String> {
+        let root = self.chroot.clone();
+        self.admin(async move |client| {
+            let (mut found, mut next) = (Vec::new(), vec![root.clone()]);
+            while let Some(path) = next.pop() {
+                match client.list_children(&path).await {
+                    Ok(names) => next.extend(names.iter().map(|name| format!("{path}/{name}"))),
+                    Err(zookeeper_client::Error::NoNode) => continue,
+                    Err(error) => return Err(error),
+                }
+                found.push(path[root.len()..].to_owned());
+            }
+            found.sort();
+            Ok(found)
+        })
+    }
+
+    /// Speaks to the server without the program under test.
+    pub fn admin<T>(&self, work: impl AsyncFnOnce(&Client) -> Result<T, zookeeper_client::Error>) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let client = Client::connector()
+                .with_session_timeout(Duration::from_secs(20))
+                .connect(&self.servers)
+                .await
+                .expect("the server is there");
+            let done = work(&client).await.expect("the server does it");
+            let mut state = client.state_watcher();
+            drop(client);
+            while !state.changed().await.is_terminated() {}
+            done
+        })
+    }
+}
+
+/// A program that runs. Dropped, it is killed, and what it started with it.
+pub struct Run {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    stdout: Stream,
+    stderr: Stream,
+    ended: Option<ExitStatus>,
+}
+
+/// What a program wrote, when it has ended.
+#[derive(Debug)]
+pub struct Ended {
+    pub status: ExitStatus,
+    pub stdout: Vec<u8>,
+    pub stderr: String,
+}
+
+struct Stream {
+    text: Arc<(Mutex<Text>, Condvar)>,
+    reader: Option<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Text {
+    bytes: Vec<u8>,
+    is_whole: bool,
+}
+
+impl Run {
+    pub fn start(mut command: Command) -> Run {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let stdin = child.stdin.take();
+        let stdout = Stream::read(child.stdout.take().expect("piped"));
+        let stderr = Stream::read(child.stderr.take().expect("piped"));
+        Run { child, stdin, stdout, stderr, ended: None }
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.child.id().cast_signed()
+    }
+
+    /// Waits until the command says `ready`: it holds its lock.
+    pub fn ready(self) -> Run {
+        self.says("ready\n");
+        self
+    }
+
+    /// Waits until the program says that it waits.
+    pub fn waits(self) -> Run {
+        self.warns("Waiting to acquire lock");
+        self
+    }
+
+    /// Waits until this is on standard output.
+    pub fn says(&self, text: &str) {
+        self.stdout.wait_for(text, &self.stderr);
+    }
+
+    /// Waits until this is on standard error.
+    pub fn warns(&self, text: &str) {
+        self.stderr.wait_for(text, &self.stdout);
+    }
+
+    /// What it wrote to standard error so far.
+    pub fn stderr(&self) -> String {
+        self.stderr.so_far()
+    }
+
+    pub fn stdout(&self) -> String {
+        self.stdout.so_far()
+    }
+
+    pub fn write(&mut self, bytes: &[u8]) {
+        self.stdin.as_mut().expect("open").write_all(bytes).expect("it reads");
+    }
+
+    pub fn signal(&self, number: i32) {
+        send(self.pid(), number);
+    }
+
+    /// Whether it still runs.
+    pub fn is_running(&mut self) -> bool {
+        if self.ended.is_none() {
+            self.ended = self.child.try_wait().expect("our child");
+        }
+        self.ended.is_none()
+    }
+
+    /// Ends its standard input and waits for its end.
+    pub fn finish(mut self) -> Ended {
+        self.stdin = None;
+        self.end()
+    }
+
+    /// Waits for its end, its standard input still open.
+    pub fn end(mut self) -> Ended {
+        let deadline = Instant::now() + LIMIT;
+        while self.is_running() {
+            assert!(Instant::now() < deadline, "it does not end: {}{}", self.stdout.so_far(), self.stderr.so_far());
+            thread::sleep(Duration::from_millis(2));
+        }
+        Ended {
+            status: self.ended.expect("ended"),
+            stdout: self.stdout.whole(),
+            stderr: String::from_utf8_lossy(&self.stderr.whole()).into_owned(),
+        }
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        if self.is_running() {
+            kill_tree(self.pid());
+            _ = self.child.wait();
+        }
+    }
+}
+
+/// Kills a process and its descendants, parents first, so that none can start another.
+pub fn kill_tree(pid: i32) {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    send(pid, libc::SIGKILL);
+    children.split_whitespace().filter_map(|pid| pid.parse().ok()).for_each(kill_tree);
+}
+
+/// Sends any signal, real-time ones too. One that has gone already is as good.
+pub fn send(pid: i32, number: i32) {
+    let sent = Command::new("sh").args(["-c", "kill -$1 $2 2>/dev/null", "sh", &number.to_string(), &pid.to_string()]).status();
+    sent.expect("sh is there");
+}
+
+impl Stream {
+    fn read(mut from: impl Read + Send + 'static) -> Stream {
+        let text = Arc::<(Mutex<Text>, Condvar)>::default();
+        let shared = Arc::clone(&text);
+        let reader = thread::spawn(move || {
+            let mut buffer = [0; 8192];
+            loop {
+                let length = from.read(&mut buffer).unwrap_or(0);
+                let mut state = shared.0.lock().expect("not poisoned");
+                state.bytes.extend_from_slice(&buffer[..length]);
+                state.is_whole = length == 0;
+                shared.1.notify_all();
+                if length == 0 {
+                    return;
+                }
+            }
+        });
+        Stream { text, reader: Some(reader) }
+    }
+
+    fn so_far(&self) -> String {
+        String::from_utf8_lossy(&self.text.0.lock().expect("not poisoned").bytes).into_owned()
+    }
+
+    fn wait_for(&self, wanted: &str, other: &Stream) {
+        let deadline = Instant::now() + LIMIT;
+        let mut state = self.text.0.lock().expect("not poisoned");
+        while !String::from_utf8_lossy(&state.bytes).contains(wanted) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(
+                !state.is_whole && !left.is_zero(),
+                "{wanted:?} is not in {:?}; the other stream: {:?}",
+                String::from_utf8_lossy(&state.bytes),
+                other.so_far()
+            );
+            state = self.text.1.wait_timeout(state, left.min(Duration::from_millis(200))).expect("not poisoned").0;
+        }
+    }
+
+    fn whole(&mut self) -> Vec<u8> {
+        self.reader.take().expect("once").join().expect("it only reads");
+        std::mem::take(&mut self.text.0.lock().expect("not poisoned").bytes)
+    }
+}
+
+impl Ended {
+    /// The exit status, which must be one and no signal.
+    pub fn code(&self) -> i32 {
+        self.status.code().unwrap_or_else(|| panic!("it died of a signal: {self:?}"))
+    }
+
+    /// The signal it died of, which must be one.
+    pub fn died_of(&self) -> i32 {
+        self.status.signal().unwrap_or_else(|| panic!("it did not die of a signal: {self:?}"))
+    }
+
+    pub fn stdout(&self) -> &str {
+        std::str::from_utf8(&self.stdout).expect("UTF-8")
+    }
+
+    /// Asserts that it went well.
+    #[track_caller]
+    pub fn good(self) -> Ended {
+        assert!(self.status.success(), "{self:?}");
+        self
+    }
+
+    /// Asserts that it left with this status and said this on standard error.
+    #[track_caller]
+    pub fn failed(self, code: i32, text: &str) -> Ended {
+        assert_eq!(self.status.code(), Some(code), "{self:?}");
+        assert!(self.stderr.contains(text), "{text:?} is not in {:?}", self.stderr);
+        self
+    }
+}

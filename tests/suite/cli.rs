@@ -1,0 +1,218 @@
+//! The contract of the command line, as far as it needs no lock.
+
+use std::fs;
+
+use super::bench::{BINARY, Bench, Run};
+
+/// The lines that must run as typed, one after the other, where `localhost` and `h` have a server at 2181.
+const AS_TYPED: &str = r#"
+syncd-spawn -l wlock -- cmd args
+syncd-spawn -n /test -C 'test' -l rlock sleep 5
+syncd-spawn -s localhost:2181 -c /test -i "test lock1" rlock /mylock
+syncd-spawn -s localhost:2181 -c /devops -i "test lock1" rlock /mylock
+syncd-spawn list /mylock -s h:2181
+"#;
+
+#[test]
+fn what_must_run_as_typed_runs_as_typed() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = directory.path();
+    let server = super::zookeeper::Server::prepare(2181);
+    fs::write(place.join("hosts"), "127.0.0.1 localhost h\n::1 localhost\n").unwrap();
+    fs::create_dir(place.join("bin")).unwrap();
+    std::os::unix::fs::symlink(BINARY, place.join("bin/syncd-spawn")).unwrap();
+    std::os::unix::fs::symlink("/bin/echo", place.join("bin/cmd")).unwrap();
+    fs::write(
+        place.join("script"),
+        format!(
+            "set -e\nmount --bind {place}/hosts /etc/hosts\nip link set lo up\n{server} >{place}/log 2>&1 & server=$!\n\
+             trap 'kill -9 $server' EXIT\nPATH={place}/bin:$PATH\nunset SYNCD_SPAWN_SERVERS SYNCD_SPAWN_CHROOT\n{AS_TYPED}",
+            place = place.display(),
+            server = server.command_line(),
+        ),
+    )
+    .unwrap();
+    let bench = Bench::on("unused:1");
+    let script = place.join("script");
+    let ended = Run::start(bench.program("unshare", ["-rmn", "sh", script.to_str().unwrap()])).finish().good();
+    let lines: Vec<&str> = ended.stdout().lines().collect();
+    let [args, in_test, in_devops, listed] = lines[..] else { panic!("{ended:?}") };
+    assert_eq!(args, "args");
+    assert!(in_test.starts_with("/mylock/") && in_test.ends_with("__rlock__0000000000"), "{in_test}");
+    assert_eq!(listed, format!("'test lock1' {in_devops}"));
+    assert!(ended.stderr.contains("Got lock on /cmd\nRunning your command cmd args\nUnlocked '/cmd/"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("Got lock on /test\nRunning your command sleep 5\nUnlocked '/test/"), "{}", ended.stderr);
+}
+
+/// Nothing listens there: what must be refused before anything is connected is refused, not tried.
+fn nowhere() -> Bench {
+    Bench::on("127.0.0.1:1")
+}
+
+#[test]
+fn bad_input_is_refused_with_125_before_anything_is_connected() {
+    let bench = nowhere();
+    for (arguments, complaint) in [
+        (&["-n", "", "true"][..], "it is empty"),
+        (&["-n", "a", "true"], "it does not start with /"),
+        (&["-n", "/a//b", "true"], "it has an empty segment"),
+        (&["-n", "/a/../b", "true"], "it has a segment \"..\""),
+        (&["-n", "/", "true"], "it names no lock"),
+        (&["-n", "/a\u{1}", "true"], "at position 3"),
+        (&["-n", "/\u{1f600}", "true"], "at position 2"),
+        (&["lock", "/zookeeper/x"], "\"/zookeeper\" is reserved"),
+        (&["list", "/x/00__lock__0000000001"], "its last part is a contender's node"),
+        (&["unlock", "/x"], "its last part is no contender's node"),
+        (&["-l", "mutex", "true"], "invalid value 'mutex' for '--lock-type <TYPE>'"),
+        (&["-s", "h:0", "true"], "\"0\" is no port"),
+        (&["-s", "", "true"], "it names no server"),
+        (&["-s", "zk://u:p@h", "true"], "credentials do not belong into a connection string"),
+        (&["-s", "h/a", "-c", "/b", "true"], "--servers ends in the chroot /a and --chroot says /b"),
+        (&["-c", "b", "true"], "it does not start with /"),
+        (&["-t", "soon", "true"], "'soon' for '--timeout <DURATION>'"),
+        (&["-r", "-1", "true"], "unexpected argument '-1'"),
+        (&["-r", "4294967295", "-p", "500000000years", "true"], "--retry-sleep"),
+        (&["-p", "0", "true"], "it must be more than nothing"),
+        (&["-t", "1", "--no-wait", "true"], "both say how long to wait"),
+        (&["-E", "256", "true"], "256"),
+        (&["--timout", "5s", "true"], "unexpected argument '--timout'"),
+        (&["-n", "/x", "list", "/y"], "--node belongs to a command that is run"),
+        (&["-l", "rlock", "unlock", "/y/00__lock__0000000001"], "--lock-type belongs to a command that is run"),
+        (&["reap"], "to run a command of that name write --"),
+        (&["unlock"], "<NODE>..."),
+        (&["list", "/a", "/b"], "unexpected argument '/b'"),
+        (&[], "no command was given"),
+        (&["--", "/"], "name one with --node"),
+    ] {
+        let ended = bench.run(arguments);
+        assert_eq!((ended.code(), ended.stdout()), (125, ""), "{arguments:?}");
+        assert!(
+            ended.stderr.starts_with("syncd-spawn: ") && ended.stderr.contains(complaint),
+            "{arguments:?}: {}",
+            ended.stderr
+        );
+        assert!(!ended.stderr.contains("cannot reach"), "{arguments:?} was tried");
+    }
+}
+
+#[test]
+fn the_first_word_that_is_no_option_is_the_command_and_after_two_dashes_nothing_is_ours() {
+    let bench = Bench::new();
+    let ended = bench.run(["-q", "echo", "-n", "x", "--no-such-option", "-l", "list"]).good();
+    assert_eq!(ended.stdout(), "x --no-such-option -l list");
+    let directory = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink("/bin/echo", directory.path().join("list")).unwrap();
+    let path = format!("{}:{}", directory.path().display(), std::env::var("PATH").unwrap());
+    let mut run = bench.command(["-q", "--", "list", "--", "/x"]);
+    run.env("PATH", path);
+    assert_eq!(Run::start(run).finish().good().stdout(), "-- /x\n");
+    assert_eq!(bench.tree(), ["", "/echo", "/list"]);
+}
+
+#[test]
+fn help_and_version_go_to_standard_output() {
+    let bench = nowhere();
+    let help = bench.run(["--help"]).good();
+    for word in ["--release-timeout", "Exit status:", "SYNCD_SPAWN_FENCING_TOKEN", "123", "[env: SYNCD_SPAWN_SERVERS="] {
+        assert!(help.stdout().contains(word), "{word}");
+    }
+    assert_eq!(bench.run(["--version"]).good().stdout(), concat!("syncd-spawn ", env!("CARGO_PKG_VERSION"), "\n"));
+    assert!(bench.run(["list", "--help"]).good().stdout().contains("<LOCK_PATH>"));
+}
+
+#[test]
+fn site_defaults_come_from_the_environment_and_the_command_line_wins() {
+    let bench = Bench::new()
+        .with_variable("SYNCD_SPAWN_IDENTIFIER", "site")
+        .with_variable("SYNCD_SPAWN_TIMEOUT", "1h")
+        .with_variable("SYNCD_SPAWN_CONFLICT_EXIT_CODE", "9")
+        // A Kubernetes Service called zookeeper sets such names.
+        .with_variable("ZOOKEEPER_PORT", "tcp://10.0.0.1:2181")
+        .with_variable("SYNCD_SPAWN_NODE", "/not-read")
+        .with_variable("SYNCD_SPAWN_LOCK_TYPE", "nonsense");
+    let node = bench.run(["lock", "/env"]).good();
+    assert_eq!(bench.data(node.stdout().trim_end()), b"site");
+    bench.run(["-r", "0", "lock", "/env"]).failed(9, "not acquired in time");
+    bench.run(["--no-wait", "-E", "8", "-n", "/env", "true"]).failed(8, "not acquired in time");
+    bench.run(["unlock", node.stdout().trim_end()]).good();
+    let own = bench.run(["-i", "own", "lock", "/env"]).good();
+    assert_eq!(bench.data(own.stdout().trim_end()), b"own");
+    bench.run(["unlock", own.stdout().trim_end()]).failed(1, "belongs to 'own'");
+}
+
+#[test]
+fn without_an_identifier_the_node_names_the_ci_job_or_who_we_are() {
+    let bench = Bench::new();
+    let node = bench.run(["rlock", "/who"]).good();
+    let who = String::from_utf8(bench.data(node.stdout().trim_end())).unwrap();
+    let (user, rest) = who.split_once('@').expect(&who);
+    assert!(
+        !user.is_empty() && rest.rsplit_once(':').is_some_and(|(host, pid)| !host.is_empty() && pid.parse::<u32>().is_ok())
+    );
+    let job = bench.with_variable("CI_JOB_URL", "https://gitlab.example/job/1");
+    let node = job.run(["rlock", "/who"]).good();
+    assert_eq!(job.data(node.stdout().trim_end()), b"https://gitlab.example/job/1");
+}
+
+#[test]
+fn the_default_chroot_is_devops_and_one_in_the_connection_string_replaces_it() {
+    let bench = Bench::new();
+    let at = |servers: String, chroot: Option<&str>| {
+        let mut command = bench.command(["-q", "-n", "/x", "--", "true"]);
+        command.env_remove("SYNCD_SPAWN_CHROOT").env("SYNCD_SPAWN_SERVERS", servers);
+        if let Some(chroot) = chroot {
+            command.args(["-c", chroot]);
+        }
+        Run::start(command).finish()
+    };
+    at(format!("zk://{}{}/in-string/", bench.servers(), bench.chroot()), None).good();
+    assert_eq!(bench.tree(), ["", "/in-string", "/in-string/x"]);
+    let name = format!("default-{}", bench.chroot().trim_start_matches('/'));
+    let mut command = bench.command(["lock", &format!("/{name}")]);
+    command.env_remove("SYNCD_SPAWN_CHROOT");
+    let node = Run::start(command).finish().good();
+    let path = format!("/devops{}", node.stdout().trim_end());
+    bench.admin(async move |client| {
+        client.delete(&path, None).await?;
+        client.delete(&format!("/devops/{name}"), None).await
+    });
+}
+
+#[test]
+fn several_servers_may_be_named_and_one_that_is_down_is_passed_over() {
+    let bench = Bench::new();
+    for _ in 0..4 {
+        let several = bench.through(&format!("127.0.0.1:1, [::1]:1,{} ", bench.servers()));
+        assert_eq!(several.run(["-q", "-n", "/several", "echo", "ran"]).good().stdout(), "ran\n");
+    }
+}
+
+#[test]
+fn log_lines_have_lockpicks_form() {
+    let bench = Bench::new();
+    bench.run(["lock", "/log"]).good();
+    let ended = bench.run(["--no-wait", "-v", "-n", "/log", "true"]);
+    assert_eq!(ended.code(), 124);
+    bench.plant("/log/stranger", "");
+    let ended = bench.run(["list", "/log"]).good();
+    let line = ended.stderr.trim_end();
+    let (time, text) = line.strip_prefix('[').unwrap().split_once("] ").unwrap();
+    let shape: String = time.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
+    assert_eq!(shape, "0000-00-00 00:00:00,000");
+    assert_eq!(text, "WARNING syncd-spawn: /log/stranger is no contender: nobody waits for it");
+}
+
+#[test]
+fn closed_standard_streams_do_no_harm() {
+    let bench = Bench::new();
+    for closed in ["<&-", ">&-", "2>&-", "<&- >&- 2>&-", "2>/dev/full"] {
+        let line = format!("exec {BINARY} -n /closed -- sh -c 'exit 6' {closed}");
+        let ended = Run::start(bench.program("sh", ["-c", &line])).finish();
+        assert_eq!(ended.code(), 6, "{closed}: {ended:?}");
+    }
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let status = bench.command(["-n", "/closed", "no-such-command-anywhere"]).stderr(writer).status().unwrap();
+    assert_eq!(status.code(), Some(127));
+    assert!(bench.queue("/closed").is_empty());
+}

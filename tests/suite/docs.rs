@@ -1,0 +1,1 @@
+//! The README does what it says.

@@ -1,0 +1,13 @@
+//! Suites that run the real binary against real servers, as one crate that links once.
+
+mod bench;
+mod cli;
+mod contention;
+mod docs;
+mod interop;
+mod outage;
+mod proxy;
+mod raw;
+mod signals;
+mod spawn;
+mod zookeeper;

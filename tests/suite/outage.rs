@@ -1,0 +1,231 @@
+//! Servers that cannot be reached, refuse, or go away.
+
+use std::io::Write;
+use std::net::TcpListener;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::bench::Bench;
+use super::proxy::{Fate, Proxy, Request};
+use super::zookeeper::Server;
+
+#[test]
+fn a_server_that_cannot_be_reached_is_named_with_the_cause_within_the_limit() {
+    let nowhere = Bench::on("127.0.0.1:1");
+    for arguments in
+        [&["-t", "1s", "true"][..], &["--no-wait", "true"], &["-t", "1", "list", "/x"], &["-t", "0", "wlock", "/x"]]
+    {
+        let started = Instant::now();
+        let ended = nowhere.run(arguments).failed(125, "cannot reach 127.0.0.1:1: connection refused\nhint: ");
+        assert!(started.elapsed() < Duration::from_secs(10), "{ended:?}");
+    }
+    let nameless = Bench::on("no-such-host.invalid:2181");
+    nameless.run(["--no-wait", "true"]).failed(125, "cannot reach no-such-host.invalid:2181: ");
+    let several = Bench::on("127.0.0.1:1,127.0.0.1:2");
+    several.run(["-t", "500ms", "true"]).failed(125, "cannot reach 127.0.0.1:1,127.0.0.1:2: 127.0.0.1:");
+}
+
+#[test]
+fn without_a_limit_a_first_connection_is_given_up_after_a_while_and_a_signal_ends_it_sooner() {
+    let nowhere = Bench::on("127.0.0.1:1");
+    let run = nowhere.start(["-v", "true"]);
+    run.warns("cannot reach 127.0.0.1:1: connection refused; trying on");
+    run.signal(libc::SIGTERM);
+    assert_eq!(run.end().died_of(), libc::SIGTERM);
+    nowhere.run(["true"]).failed(125, "cannot reach 127.0.0.1:1: connection refused");
+}
+
+#[test]
+fn what_is_no_zookeeper_is_an_error_and_no_hang() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    thread::spawn(move || {
+        let mut silent = Vec::new();
+        for (number, mut stream) in listener.incoming().map_while(Result::ok).enumerate() {
+            // By turns: closes at once, answers nonsense, and says nothing at all.
+            match number % 3 {
+                0 => {}
+                1 => _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n"),
+                _ => silent.push(stream),
+            }
+        }
+    });
+    let bench = Bench::on(&address);
+    for _ in 0..4 {
+        let started = Instant::now();
+        bench.run(["-t", "1500ms", "true"]).failed(125, &format!("cannot reach {address}: "));
+        assert!(started.elapsed() < Duration::from_secs(10));
+    }
+}
+
+#[test]
+fn a_server_that_hangs_is_an_error_within_the_limit() {
+    let server = Server::start("");
+    let bench = Bench::on(&server.address());
+    bench.run(["-q", "-n", "/x", "true"]).good();
+    server.signal(libc::SIGSTOP);
+    let started = Instant::now();
+    bench.run(["-t", "2s", "true"]).failed(125, &format!("cannot reach {}: no answer", server.address()));
+    let run = bench.start(["true"]);
+    thread::sleep(Duration::from_millis(200));
+    run.signal(libc::SIGINT);
+    assert_eq!(run.end().died_of(), libc::SIGINT);
+    assert!(started.elapsed() < Duration::from_secs(20));
+    server.signal(libc::SIGCONT);
+}
+
+#[test]
+fn a_server_that_goes_away_while_the_command_runs_changes_nothing_for_it() {
+    let mut server = Server::start("");
+    let bench = Bench::on(&server.address());
+    let holder = bench.hold(["-n", "/away"]).ready();
+    let waiter = bench.hold(["-n", "/away", "-l", "rlock"]).waits();
+    server.kill();
+    holder.warns("cannot reach");
+    waiter.warns("cannot reach");
+    assert!(server.restart());
+    waiter.warns("again");
+    assert_eq!((bench.queue("/away").len(), waiter.stdout().as_str()), (2, ""));
+    holder.finish().good();
+    waiter.ready().finish().good();
+    assert!(bench.queue("/away").is_empty());
+}
+
+#[test]
+fn a_command_that_ends_while_the_server_is_away_is_released_when_it_is_back() {
+    let mut server = Server::start("");
+    let bench = Bench::on(&server.address());
+    let holder = bench.start(["-n", "/back", "--", "sh", "-c", "echo ready; read x; exit 3"]);
+    let mut holder = holder.ready();
+    server.kill();
+    holder.write(b"\n");
+    holder.warns("cannot reach");
+    assert!(server.restart());
+    holder.end().failed(3, "Unlocked '/back/");
+    assert!(bench.queue("/back").is_empty());
+}
+
+#[test]
+fn what_could_not_be_released_is_named_with_the_line_that_unlocks_it() {
+    let mut server = Server::start("");
+    let bench = Bench::on(&server.address());
+    let hold = |lock, script| bench.start(["--release-timeout", "1500ms", "-n", lock, "--", "sh", "-c", script]).ready();
+    let good = hold("/left", "echo ready; read x || true");
+    let bad = hold("/bad", "echo ready; read x; exit 4");
+    let node = bench.queue("/left").remove(0);
+    server.kill();
+    let line = format!("hint: syncd-spawn -s {} -c {} unlock /left/{node}", server.address(), bench.chroot());
+    let ended = good.finish().failed(125, &format!("/left/{node} could not be removed from {}", server.address()));
+    assert!(ended.stderr.contains(&line), "{}", ended.stderr);
+    bad.finish().failed(4, "could not be removed");
+    assert!(server.restart());
+    let unlock = line.strip_prefix("hint: syncd-spawn ").unwrap().split(' ');
+    bench.run(unlock).good();
+    assert!(bench.queue("/left").is_empty());
+}
+
+#[test]
+fn a_waiter_whose_server_is_away_gives_up_in_time_and_says_what_is_left() {
+    let mut server = Server::start("");
+    let bench = Bench::on(&server.address());
+    let node = bench.run(["lock", "/gone"]).good();
+    let waiter = bench.start(["-t", "3s", "--release-timeout", "1s", "-n", "/gone", "true"]).waits();
+    server.kill();
+    let started = Instant::now();
+    waiter.end().failed(124, "could not be removed");
+    assert!(started.elapsed() < Duration::from_secs(20));
+    assert!(server.restart());
+    assert_eq!(bench.queue("/gone").len(), 2);
+    drop(node);
+}
+
+#[test]
+fn a_waiter_is_woken_by_what_happened_while_it_was_cut_off() {
+    let mut server = Server::start("");
+    let bench = Bench::on(&server.address());
+    let node = bench.run(["lock", "/woken"]).good();
+    let waiter = bench.start(["-n", "/woken", "echo", "ran"]).waits();
+    server.kill();
+    waiter.warns("cannot reach");
+    assert!(server.restart());
+    bench.run(["unlock", node.stdout().trim_end()]).good();
+    assert_eq!(waiter.end().good().stdout(), "ran\n");
+    assert!(bench.queue("/woken").is_empty());
+}
+
+#[test]
+fn a_lost_request_or_reply_makes_neither_two_nodes_nor_leaves_one() {
+    for losses in [
+        &[(Request::Create, Fate::Unanswered)][..],
+        &[(Request::Create, Fate::Eaten)],
+        &[(Request::Delete, Fate::Unanswered)],
+        &[(Request::Delete, Fate::Eaten)],
+        &[
+            (Request::Create, Fate::Eaten),
+            (Request::Create, Fate::Unanswered),
+            (Request::Delete, Fate::Eaten),
+            (Request::Delete, Fate::Unanswered),
+        ],
+    ] {
+        let bench = Bench::new();
+        // The directory is there, so the first create is the contender's.
+        bench.plant("/once/stranger", "");
+        let proxy = Proxy::start(bench.servers(), losses);
+        let through = bench.through(&proxy.address());
+        let run = through.hold(["-n", "/once"]).ready();
+        assert_eq!(bench.queue("/once").len(), 2, "ours and the stranger");
+        run.finish().good();
+        assert_eq!(bench.queue("/once"), ["stranger"]);
+        assert_eq!(proxy.lost(), losses.len());
+    }
+}
+
+#[test]
+fn a_signal_right_after_a_lost_create_leaves_nothing() {
+    for fate in [Fate::Unanswered, Fate::Eaten] {
+        for _ in 0..10 {
+            let bench = Bench::new();
+            let holder = bench.hold(["-n", "/term"]).ready();
+            let proxy = Proxy::start(bench.servers(), &[(Request::Create, fate)]);
+            let run = bench.through(&proxy.address()).start(["-n", "/term", "echo", "ran"]);
+            let deadline = Instant::now() + super::bench::LIMIT;
+            while proxy.lost() == 0 {
+                assert!(Instant::now() < deadline);
+            }
+            run.signal(libc::SIGTERM);
+            let ended = run.end();
+            assert_eq!((ended.died_of(), ended.stdout()), (libc::SIGTERM, ""));
+            assert_eq!(bench.queue("/term").len(), 1);
+            holder.finish().good();
+        }
+    }
+}
+
+#[test]
+fn a_server_that_refuses_is_an_error_that_says_what_and_leaves_nothing() {
+    use zookeeper_client::{Acl, Acls, AuthId, CreateMode, Permission};
+    let bench = Bench::new();
+    bench.plant("/acl/stranger", "");
+    let path = format!("{}/acl", bench.chroot());
+    let permit = |permission| {
+        let path = path.clone();
+        bench.admin(async move |client| {
+            let acl = [Acl::new(permission, AuthId::new("world", "anyone"))];
+            client.set_acl(&path, &acl, None).await
+        });
+    };
+    permit(Permission::READ | Permission::ADMIN);
+    bench.run(["-n", "/acl", "true"]).failed(125, "to let us enter");
+    permit(Permission::CREATE | Permission::DELETE | Permission::ADMIN);
+    bench.run(["-n", "/acl", "true"]).failed(125, "refused to list /acl: not authorized");
+    bench.run(["list", "/acl"]).failed(125, "refused to list /acl: not authorized");
+    permit(Permission::ALL);
+    assert_eq!(bench.queue("/acl"), ["stranger"]);
+    // An ephemeral node can have no children.
+    let ephemeral = format!("{}/ephemeral", bench.chroot());
+    bench.admin(async |client| {
+        client.create(&ephemeral, b"", &CreateMode::Ephemeral.with_acls(Acls::anyone_all())).await?;
+        bench.run(["-n", "/ephemeral", "true"]).failed(125, "ephemeral");
+        Ok(())
+    });
+}

@@ -1,0 +1,137 @@
+//! A TCP proxy that looks at ZooKeeper's requests and loses what it was told to lose.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+/// Requests, by their numbers in ZooKeeper's protocol.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Request {
+    Delete = 2,
+    Create = 15,
+}
+
+/// What becomes of a request that is to be lost.
+#[derive(Clone, Copy)]
+pub enum Fate {
+    /// It never reaches the server, and the connection ends.
+    Eaten,
+    /// The server gets it, and the connection ends before its reply.
+    Unanswered,
+}
+
+/// Dropped, it accepts nobody any more.
+pub struct Proxy {
+    port: u16,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    upstream: String,
+    /// What to lose, first come first.
+    losses: Mutex<Vec<(Request, Fate)>>,
+    lost: AtomicUsize,
+    is_over: AtomicBool,
+}
+
+impl Proxy {
+    /// In front of a server; loses these requests, each once, in this order.
+    pub fn start(upstream: &str, losses: &[(Request, Fate)]) -> Proxy {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = listener.local_addr().expect("bound").port();
+        let losses = Mutex::new(losses.iter().rev().copied().collect());
+        let shared = Arc::new(Shared {
+            upstream: upstream.to_owned(),
+            losses,
+            lost: AtomicUsize::new(0),
+            is_over: AtomicBool::new(false),
+        });
+        let accepting = Arc::clone(&shared);
+        thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                if accepting.is_over.load(Ordering::SeqCst) {
+                    return;
+                }
+                if let Ok(server) = TcpStream::connect(&accepting.upstream) {
+                    accepting.connect(client, server);
+                }
+            }
+        });
+        Proxy { port, shared }
+    }
+
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// How many requests were lost so far.
+    pub fn lost(&self) -> usize {
+        self.shared.lost.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.shared.is_over.store(true, Ordering::SeqCst);
+        _ = TcpStream::connect(self.address());
+    }
+}
+
+impl Shared {
+    fn connect(self: &Arc<Shared>, client: TcpStream, server: TcpStream) {
+        let (mut from_server, mut to_client) = (server.try_clone().expect("a clone"), client.try_clone().expect("a clone"));
+        let answers = thread::spawn(move || {
+            _ = std::io::copy(&mut from_server, &mut to_client);
+            _ = to_client.shutdown(Shutdown::Both);
+        });
+        let shared = Arc::clone(self);
+        thread::spawn(move || {
+            if let Some(Fate::Unanswered) = shared.forward(&client, &server) {
+                // Ends when the answer finds nobody: then the request was carried out.
+                _ = answers.join();
+            }
+            _ = client.shutdown(Shutdown::Both);
+            _ = server.shutdown(Shutdown::Both);
+        });
+    }
+
+    /// Forwards requests until one is to be lost, or the connection ends.
+    fn forward(&self, mut client: &TcpStream, mut server: &TcpStream) -> Option<Fate> {
+        let mut is_first = true;
+        loop {
+            let mut length = [0; 4];
+            client.read_exact(&mut length).ok()?;
+            let mut body = vec![0; u32::from_be_bytes(length) as usize];
+            client.read_exact(&mut body).ok()?;
+            // The first is the request for a session, which has no number.
+            let kind =
+                body.get(4..8).filter(|_| !is_first).map(|kind| i32::from_be_bytes(kind.try_into().expect("four bytes")));
+            is_first = false;
+            let fate = self.fate_of(kind);
+            match fate {
+                Some(Fate::Eaten) => return fate,
+                Some(Fate::Unanswered) => client.shutdown(Shutdown::Both).ok()?,
+                None => {}
+            }
+            server.write_all(&[&length[..], &body].concat()).ok()?;
+            if fate.is_some() {
+                return fate;
+            }
+        }
+    }
+
+    fn fate_of(&self, kind: Option<i32>) -> Option<Fate> {
+        let mut losses = self.losses.lock().expect("not poisoned");
+        match losses.last() {
+            Some((request, fate)) if Some(*request as i32) == kind => {
+                let fate = *fate;
+                losses.pop();
+                self.lost.fetch_add(1, Ordering::SeqCst);
+                Some(fate)
+            }
+            Some(_) | None => None,
+        }
+    }
+}

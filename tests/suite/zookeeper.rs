@@ -1,0 +1,200 @@
+//! Real ZooKeeper servers, from Debian's package, on free loopback ports.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+/// The server's own class path; with the wildcard it would find a logger that swallows its log.
+const JARS: [&str; 18] = [
+    "zookeeper",
+    "zookeeper-jute",
+    "slf4j-api",
+    "slf4j-log4j12",
+    "log4j-1.2",
+    "metrics-core",
+    "snappy-java",
+    "commons-cli",
+    "jackson-core",
+    "jackson-databind",
+    "jackson-annotations",
+    "netty-common",
+    "netty-buffer",
+    "netty-transport",
+    "netty-handler",
+    "netty-codec",
+    "netty-resolver",
+    "netty-transport-native-unix-common",
+];
+const START_LIMIT: Duration = Duration::from_secs(60);
+
+/// Ends the server and removes its directory once its standard input is closed, whatever ended the tests.
+const KEEPER: &str =
+    r#"directory=$1; shift; "$@" >"$directory/log" 2>&1 & echo $!; cat >/dev/null; kill -9 $!; rm -rf "$directory""#;
+
+/// A standalone server. Dropped, it is killed.
+pub struct Server {
+    port: u16,
+    directory: PathBuf,
+    running: Option<Running>,
+}
+
+struct Running {
+    pid: i32,
+    keeper: Child,
+    /// Closed, it ends the server.
+    _leash: ChildStdin,
+}
+
+impl Server {
+    /// The one that tests share, each below a chroot of its own.
+    pub fn shared() -> &'static Server {
+        static SHARED: OnceLock<Server> = OnceLock::new();
+        SHARED.get_or_init(|| Server::start(""))
+    }
+
+    /// Starts one for a test that wants to break it. `settings` are added to its configuration.
+    pub fn start(settings: &str) -> Server {
+        for _ in 0..5 {
+            let mut server = Server::prepare_with(free_port(), settings);
+            if server.restart() {
+                return server;
+            }
+        }
+        panic!("no ZooKeeper could be started");
+    }
+
+    /// Makes its directory and its configuration, but does not start it.
+    pub fn prepare(port: u16) -> Server {
+        Server::prepare_with(port, "")
+    }
+
+    fn prepare_with(port: u16, settings: &str) -> Server {
+        let directory = std::env::temp_dir().join(format!("syncd-spawn-zookeeper-{port}-{}", std::process::id()));
+        fs::create_dir_all(&directory).expect("a temporary directory");
+        fs::write(
+            directory.join("zoo.cfg"),
+            format!(
+                "tickTime=2000\ndataDir={}\nclientPort={port}\nclientPortAddress=127.0.0.1\nadmin.enableServer=false\n\
+                 maxClientCnxns=0\n{settings}\n",
+                directory.join("data").display()
+            ),
+        )
+        .expect("a configuration");
+        fs::write(
+            directory.join("log4j.properties"),
+            "log4j.rootLogger=INFO, A\nlog4j.appender.A=org.apache.log4j.ConsoleAppender\n\
+             log4j.appender.A.layout=org.apache.log4j.PatternLayout\n\
+             log4j.appender.A.layout.ConversionPattern=%d %p %c %m%n\n",
+        )
+        .expect("a log configuration");
+        Server { port, directory, running: None }
+    }
+
+    /// What starts it, in words that need no quotes.
+    fn words(&self) -> Vec<String> {
+        let jars = Path::new("/usr/share/java");
+        assert!(jars.join("zookeeper.jar").exists(), "Debian's package zookeeper is missing; contrib/test installs it");
+        let class_path: Vec<_> = JARS.iter().map(|jar| format!("{}/{jar}.jar", jars.display())).collect();
+        let mut words: Vec<String> =
+            ["java", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp"].map(str::to_owned).into();
+        words.push(class_path.join(":"));
+        words.push(format!("-Dlog4j.configuration=file:{}", self.directory.join("log4j.properties").display()));
+        words.push("org.apache.zookeeper.server.quorum.QuorumPeerMain".to_owned());
+        words.push(self.directory.join("zoo.cfg").display().to_string());
+        words
+    }
+
+    pub fn command_line(&self) -> String {
+        self.words().join(" ")
+    }
+
+    /// `HOST:PORT`.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Starts it again on the data it had. False if it ended at once, because somebody else took the port.
+    pub fn restart(&mut self) -> bool {
+        let mut keeper = Command::new("setsid")
+            .args(["sh", "-c", KEEPER, "sh"])
+            .arg(&self.directory)
+            .args(self.words())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("setsid and sh");
+        let leash = keeper.stdin.take().expect("piped");
+        let mut pid = [0; 16];
+        let length = keeper.stdout.take().expect("piped").read(&mut pid).expect("the server's pid");
+        let pid = String::from_utf8_lossy(&pid[..length]).trim().parse().expect("a pid");
+        self.running = Some(Running { pid, keeper, _leash: leash });
+        let deadline = Instant::now() + START_LIMIT;
+        while Instant::now() < deadline {
+            if self.ask("srvr").contains("Mode: ") {
+                return true;
+            }
+            if !Path::new(&format!("/proc/{pid}")).exists() || self.log().contains("Address already in use") {
+                assert!(self.log().contains("Address already in use"), "ZooKeeper ended:\n{}", self.log());
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        panic!("ZooKeeper did not start:\n{}", self.log());
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.directory.join("log")).unwrap_or_default()
+    }
+
+    /// Asks by one of its four-letter words; an empty answer is none.
+    pub fn ask(&self, word: &str) -> String {
+        let mut answer = String::new();
+        if let Ok(mut stream) = TcpStream::connect(self.address()) {
+            stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
+            _ = stream.write_all(word.as_bytes()).and_then(|()| stream.read_to_string(&mut answer));
+        }
+        answer
+    }
+
+    /// `kill -9`; the data stays.
+    pub fn kill(&mut self) {
+        self.signal(libc::SIGKILL);
+        let running = self.running.take().expect("it runs");
+        // The keeper would remove the directory.
+        signal(running.keeper.id().cast_signed(), libc::SIGKILL);
+        let Running { mut keeper, .. } = running;
+        keeper.wait().expect("our child");
+        while TcpStream::connect(self.address()).is_ok() {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    pub fn signal(&self, number: i32) {
+        signal(self.running.as_ref().expect("it runs").pid, number);
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(Running { pid, mut keeper, _leash: leash }) = self.running.take() {
+            signal(pid, libc::SIGCONT);
+            drop(leash);
+            _ = keeper.wait();
+        }
+        _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+fn signal(pid: i32, number: i32) {
+    let name = nix::sys::signal::Signal::try_from(number).expect("an ordinary signal");
+    // One that has gone already is as good.
+    _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), name);
+}
+
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound").port()
+}
