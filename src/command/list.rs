@@ -1,17 +1,23 @@
 //! `list`: prints a queue in order.
 
 use std::fmt::Write;
+use std::io::ErrorKind;
 
 use tracing::warn;
 
 use super::{Context, no_such_lock};
 use crate::error::Error;
 use crate::exit;
-use crate::lock::{LockPath, Queue, Reading, Store, StoreError};
+use crate::lock::{Limit, LockPath, Queue, Reading, Store, StoreError};
 use crate::report;
 
-pub async fn list<S: Store>(store: &S, lock: &LockPath, context: &mut Context<'_>) -> Result<exit::Result, Error> {
-    let looked = context.unless_asked_to_end(async {
+pub async fn list<S: Store>(
+    store: &S,
+    lock: &LockPath,
+    limit: Limit,
+    context: &mut Context<'_>,
+) -> Result<exit::Result, Error> {
+    let looked = context.look(limit, async {
         let queue = store.contenders(lock).await?;
         let readings = store.read(lock, queue.contenders()).await?;
         Ok((queue, readings))
@@ -35,6 +41,10 @@ pub async fn list<S: Store>(store: &S, lock: &LockPath, context: &mut Context<'_
     for stranger in queue.strangers() {
         warn!("{lock}/{stranger} is no contender: nobody waits for it");
     }
-    report::answer(&lines).map_err(Error::system("cannot write the list to standard output"))?;
-    Ok(exit::Result::Done)
+    match report::answer(&lines) {
+        Ok(()) => Ok(exit::Result::Done),
+        // Somebody who has read enough, such as head.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(exit::Result::Interrupted(libc::SIGPIPE)),
+        Err(error) => Err(Error::System { what: "cannot write the list to standard output", error }),
+    }
 }

@@ -9,9 +9,9 @@ use std::cell::Cell;
 use std::future::Future;
 use std::io;
 use std::pin::pin;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
 use crate::cli::{Action, Address, Request, WaitLimit, Wish};
@@ -23,6 +23,9 @@ use crate::lock::{
 use crate::report::{self, Verbosity};
 use crate::store::ZooKeeper;
 use crate::supervise::Signals;
+
+/// How long `unlock` and `list` wait for an answer where no limit was given.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What every command works with.
 struct Context<'r> {
@@ -50,8 +53,10 @@ pub async fn run(request: Request, signals: Signals) -> Result<exit::Result, Err
     let result = match action {
         Action::Spawn { wish, words, kill_after } => spawn::spawn(&store, &wish, &words, kill_after, limit, &mut context).await,
         Action::Lock(wish) => lock::lock(&store, &wish, limit, &mut context).await,
-        Action::Unlock { nodes, identifier, .. } => unlock::unlock(&store, &nodes, identifier.as_ref(), &mut context).await,
-        Action::List { lock, .. } => list::list(&store, &lock, &mut context).await,
+        Action::Unlock { nodes, identifier, .. } => {
+            unlock::unlock(&store, &nodes, identifier.as_ref(), limit, &mut context).await
+        }
+        Action::List { lock, .. } => list::list(&store, &lock, limit, &mut context).await,
     };
     store.close().await;
     result
@@ -73,6 +78,24 @@ enum Acquired {
 }
 
 impl Context<'_> {
+    /// Looks at the store, which may be dropped: until the limit, or for a while where there is none.
+    async fn look<T>(
+        &mut self,
+        limit: Limit,
+        looking: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<Result<Result<T, StoreError>, i32>, Error> {
+        let until = match limit {
+            Limit::At(instant) => instant,
+            Limit::Never | Limit::Once => Instant::now() + LOOK_TIMEOUT,
+        };
+        let place = self.address.servers.to_string();
+        self.unless_asked_to_end(async {
+            let no_answer = || StoreError::Unreachable { place, cause: "no answer in time".to_owned() };
+            timeout_at(until, looking).await.unwrap_or_else(|_| Err(no_answer()))
+        })
+        .await
+    }
+
     /// Waits for something that may be dropped, or for a signal that asks us to end.
     async fn unless_asked_to_end<T>(&mut self, work: impl Future<Output = T>) -> Result<Result<T, i32>, Error> {
         tokio::select! {

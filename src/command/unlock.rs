@@ -3,18 +3,19 @@
 use super::{Context, say_what_is_left};
 use crate::error::Error;
 use crate::exit;
-use crate::lock::{Expected, Identifier, NodePath, Reading, Removal, Store, StoreError};
+use crate::lock::{Expected, Identifier, Limit, NodePath, Reading, Removal, Store, StoreError};
 use crate::report;
 
 pub async fn unlock<S: Store>(
     store: &S,
     nodes: &[NodePath],
     identifier: Option<&Identifier>,
+    limit: Limit,
     context: &mut Context<'_>,
 ) -> Result<exit::Result, Error> {
     let mut result = exit::Result::Done;
     for node in nodes {
-        let read = context.unless_asked_to_end(store.read(&node.lock, std::slice::from_ref(&node.name))).await?;
+        let read = context.look(limit, store.read(&node.lock, std::slice::from_ref(&node.name))).await?;
         let reading = match read {
             Ok(reading) => reading?.pop(),
             Err(signal) => return Ok(exit::Result::Interrupted(signal)),

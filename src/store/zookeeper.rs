@@ -13,7 +13,7 @@ use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::Mutex;
-use tokio::time::{Instant, interval, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 use zookeeper_client::{Acls, CreateMode, CreateOptions, Error, EventType, SessionId, SessionInfo};
@@ -198,12 +198,44 @@ impl ZooKeeper {
             Err(_) => Err(Failure::InDoubt(format!("no answer in {}", humantime::format_duration(ANSWER_TIMEOUT)))),
         };
         if let Err(Failure::InDoubt(cause)) = &answer {
-            debug!("{}: {cause}", session.server());
-            let mut link = self.link.lock().await;
-            link.trouble.clone_from(cause);
-            link.session.take_if(|current| Rc::ptr_eq(current, session));
+            self.give_up(session, cause).await;
         }
         answer
+    }
+
+    /// Has the next request go by a new connection.
+    async fn give_up(&self, session: &Rc<Session>, cause: &str) {
+        debug!("{}: {cause}", session.server());
+        let mut link = self.link.lock().await;
+        cause.clone_into(&mut link.trouble);
+        link.session.take_if(|current| Rc::ptr_eq(current, session));
+    }
+
+    /// Ready when the node was deleted (true) or something else became of it. Armed with the look, so nothing falls between.
+    async fn watch(&self, session: &Rc<Session>, path: &str) -> Result<bool, Failure> {
+        let path = path.to_owned();
+        let watched = session.call(|client| async move {
+            match client.check_and_watch_stat(&path).await? {
+                (None, _) => Ok(true),
+                (Some(_), watcher) => Ok(watcher.changed().await.event_type == EventType::NodeDeleted),
+            }
+        });
+        let watched = watched.await;
+        if let Err(Failure::InDoubt(cause)) = &watched {
+            self.give_up(session, cause).await;
+        }
+        watched
+    }
+
+    /// Ready when a look finds nothing, or no answer: for a wake-up that was missed, and a client that hangs.
+    async fn look_now_and_then(&self, session: &Rc<Session>, path: &str) -> Result<(), Failure> {
+        loop {
+            sleep(LOOK_AGAIN).await;
+            let path = path.to_owned();
+            if self.ask(session, |client| async move { client.check_stat(&path).await }).await?.is_none() {
+                return Ok(());
+            }
+        }
     }
 
     /// Asks for something that changes nothing, again and again until it is answered.
@@ -235,11 +267,13 @@ impl ZooKeeper {
             Ok((format!("{path}{sequence}"), stat.czxid))
         });
         let (path, czxid) = created.await?;
-        let name = path.rsplit_once('/').and_then(|(_, name)| NodeName::parse(name));
-        match name {
-            Some(name) => Ok(Place { name, token: FencingToken(czxid.cast_unsigned()) }),
-            None => Err(Failure::InDoubt(format!("it made {path}, which is no contender's name"))),
+        if let Some(name) = path.rsplit_once('/').and_then(|(_, name)| NodeName::parse(name)) {
+            return Ok(Place { name, token: FencingToken(czxid.cast_unsigned()) });
         }
+        // No server is known to number this way; but what it made is not to be left behind.
+        let odd = Error::UnexpectedError(format!("it made {path}, which is no contender's name"));
+        self.ask(session, |client| async move { client.delete(&path, None).await }).await?;
+        Err(Failure::Said(odd))
     }
 
     /// Looks for nodes of ours behind a barrier, so that what the server has done is seen.
@@ -446,35 +480,15 @@ impl Store for ZooKeeper {
         let path = format!("{}/{name}", self.directory(lock));
         loop {
             let session = self.session().await;
-            let path = path.clone();
-            // Any event, a lost connection, or a look that finds nothing: all mean "may be gone", or "look again".
-            let watched = session.call(move |client| async move {
-                let (there, watcher) = client.check_and_watch_stat(&path).await?;
-                if there.is_none() {
-                    return Ok(true);
-                }
-                let mut looks = interval(LOOK_AGAIN);
-                looks.tick().await;
-                let mut changed = pin!(watcher.changed());
-                loop {
-                    tokio::select! {
-                        event = &mut changed => return Ok(event.event_type == EventType::NodeDeleted),
-                        _ = looks.tick() => if client.check_stat(&path).await?.is_none() {
-                            return Ok(true);
-                        },
-                    }
-                }
-            });
-            match watched.await {
+            let outcome = tokio::select! {
+                watched = self.watch(&session, &path) => watched,
+                looked = self.look_now_and_then(&session, &path) => looked.map(|()| true),
+            };
+            match outcome {
                 Ok(true) => return Ok(()),
-                Ok(false) => {}
+                // Another event, or a lost connection: the watch is armed again.
+                Ok(false) | Err(Failure::InDoubt(_)) => {}
                 Err(Failure::Said(error)) => return Err(self.refused(format!("to watch {lock}"), &error)),
-                Err(Failure::InDoubt(cause)) => {
-                    debug!("{}: {cause}", session.server());
-                    let mut link = self.link.lock().await;
-                    link.trouble = cause;
-                    link.session.take_if(|current| Rc::ptr_eq(current, &session));
-                }
             }
         }
     }

@@ -143,7 +143,7 @@ fn at_a_terminal(bench: &Bench, line: &str) -> Run {
 fn ctrl_c_at_a_terminal_reaches_the_command_once() {
     let bench = Bench::new();
     let counter = "trap \"echo int\" INT; trap \"exit 4\" USR1; echo ready; while :; do sleep 0.05; done";
-    let mut terminal = at_a_terminal(&bench, &format!("{BINARY} -q -n /tty -- bash -c '{counter}'"));
+    let mut terminal = at_a_terminal(&bench, &format!("exec {BINARY} -q -n /tty -- bash -c '{counter}'"));
     terminal.says("ready");
     for presses in 1..=5 {
         terminal.write(b"\x03");
@@ -188,8 +188,10 @@ fn ctrl_z_stops_the_job_and_fg_continues_it() {
     shell.write(b"\x1a");
     shell.says("Stopped");
     shell.write(b"fg\n");
-    shell.write(b"hel\x01lo\x04\x04");
-    shell.write(b"\n\x04");
+    shell.says(&format!("prompt> fg\r\n{BINARY}"));
+    shell.write(b"hello\n");
+    shell.says("hello\r\nhello\r\n");
+    shell.write(b"\x04");
     shell.says("done");
     assert_eq!(bench.queue("/job"), Vec::<String>::new());
     shell.write(b"exit\n");
