@@ -1,13 +1,16 @@
 //! `syncd-spawn` under test: started, watched, signalled, and looked at from outside.
 
 use std::ffi::{OsStr, OsString};
+use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use tempfile::TempDir;
 use uuid::Uuid;
 use zookeeper_client::{Acls, Client, CreateMode};
 
@@ -21,22 +24,47 @@ pub const LIMIT: Duration = Duration::from_secs(60);
 /// A command that holds its lock until its standard input ends.
 pub const HOLD: [&str; 4] = ["--", "sh", "-c", "echo ready; exec cat >/dev/null"];
 
-/// A chroot of its own on a server, and the program pointed there.
+/// Makes of each function that takes a bench a test on every store.
+macro_rules! on_every_store {
+    ($($name:ident),+ $(,)?) => {
+        mod on_zookeeper {
+            $(#[test] fn $name() { super::$name(&$crate::bench::Bench::zookeeper()); })+
+        }
+        mod on_directory {
+            $(#[test] fn $name() { super::$name(&$crate::bench::Bench::directory()); })+
+        }
+    };
+}
+pub(crate) use on_every_store;
+
+/// A chroot of its own in a store, and the program pointed there.
+#[derive(Clone)]
 pub struct Bench {
     servers: String,
     chroot: String,
+    /// Where the directory store keeps its queues.
+    root: Option<Arc<TempDir>>,
     environment: Vec<(OsString, OsString)>,
 }
 
 impl Bench {
     /// On the shared server.
-    pub fn new() -> Bench {
+    pub fn zookeeper() -> Bench {
         Bench::on(&Server::shared().address())
     }
 
     /// On these servers.
     pub fn on(servers: &str) -> Bench {
-        Bench { servers: servers.to_owned(), chroot: format!("/{}", Uuid::new_v4().simple()), environment: Vec::new() }
+        let chroot = format!("/{}", Uuid::new_v4().simple());
+        Bench { servers: servers.to_owned(), chroot, root: None, environment: Vec::new() }
+    }
+
+    /// In a directory of its own.
+    pub fn directory() -> Bench {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let mut bench = Bench::on(&format!("file://{}", root.path().display()));
+        bench.root = Some(Arc::new(root));
+        bench
     }
 
     pub fn servers(&self) -> &str {
@@ -47,14 +75,21 @@ impl Bench {
         &self.chroot
     }
 
-    /// The same place reached through other addresses, such as a proxy's.
-    pub fn through(&self, servers: &str) -> Bench {
-        Bench { servers: servers.to_owned(), chroot: self.chroot.clone(), environment: self.environment.clone() }
+    /// Where a path of the chroot is in the file system, if that is where the store is.
+    fn file(&self, path: &str) -> Option<PathBuf> {
+        self.root.as_ref().map(|root| root.path().join(&self.chroot[1..]).join(path.trim_start_matches('/')))
     }
 
-    pub fn with_variable(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Bench {
-        self.environment.push((name.into(), value.into()));
-        self
+    /// The same place reached through other addresses, such as a proxy's.
+    pub fn through(&self, servers: &str) -> Bench {
+        let (chroot, environment) = (self.chroot.clone(), self.environment.clone());
+        Bench { servers: servers.to_owned(), chroot, root: None, environment }
+    }
+
+    pub fn with_variable(&self, name: impl Into<OsString>, value: impl Into<OsString>) -> Bench {
+        let mut bench = self.clone();
+        bench.environment.push((name.into(), value.into()));
+        bench
     }
 
     /// The program, with nothing of this machine's environment that could change what it does.
@@ -90,10 +125,13 @@ impl Bench {
     /// The names in a lock's directory in order of their numbers, seen from outside.
     pub fn queue(&self, lock: &str) -> Vec<String> {
         let path = format!("{}{lock}", self.chroot);
-        let mut names = self.admin(async move |client| match client.list_children(&path).await {
-            Err(zookeeper_client::Error::NoNode) => Ok(Vec::new()),
-            listed => listed,
-        });
+        let mut names = match self.file(lock) {
+            Some(directory) => visible(&directory),
+            None => self.admin(async move |client| match client.list_children(&path).await {
+                Err(zookeeper_client::Error::NoNode) => Ok(Vec::new()),
+                listed => listed,
+            }),
+        };
         names.sort_by_key(|name| name.rsplit("__").next().map(str::to_owned));
         names
     }
@@ -113,6 +151,10 @@ impl Bench {
 
     /// Puts a node into the chroot, as somebody else would, and its parents where they are missing.
     pub fn plant(&self, path: &str, data: &str) {
+        if let Some(file) = self.file(path) {
+            fs::create_dir_all(file.parent().expect("absolute")).expect("a directory");
+            return fs::write(file, data).expect("a file");
+        }
         let (path, data) = (format!("{}{path}", self.chroot), data.to_owned());
         self.admin(async move |client| {
             let options = CreateMode::Persistent.with_acls(Acls::anyone_all());
@@ -123,18 +165,33 @@ impl Bench {
 
     /// Removes a node of the chroot, as an operator would.
     pub fn remove(&self, path: &str) {
+        if let Some(file) = self.file(path) {
+            return if file.is_dir() { fs::remove_dir_all(file) } else { fs::remove_file(file) }.expect("it is there");
+        }
         let path = format!("{}{path}", self.chroot);
         self.admin(async move |client| client.delete(&path, None).await);
     }
 
     /// What a node says.
     pub fn data(&self, path: &str) -> Vec<u8> {
+        if let Some(file) = self.file(path) {
+            return fs::read(file).expect("it is there");
+        }
         let path = format!("{}{path}", self.chroot);
         self.admin(async move |client| client.get_data(&path).await.map(|(data, _)| data))
     }
 
     /// Everything below the chroot.
     pub fn tree(&self) -> Vec<String> {
+        if let Some(root) = self.file("") {
+            let (mut found, mut next) = (Vec::new(), vec![String::new()]);
+            while let Some(path) = next.pop() {
+                next.extend(visible(&root.join(path.trim_start_matches('/'))).iter().map(|name| format!("{path}/{name}")));
+                found.push(path);
+            }
+            found.sort();
+            return found;
+        }
         let root = self.chroot.clone();
         self.admin(async move |client| {
             let (mut found, mut next) = (Vec::new(), vec![root.clone()]);
@@ -167,6 +224,13 @@ impl Bench {
             done
         })
     }
+}
+
+/// The names in a directory that are not hidden; none where there is no directory.
+fn visible(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).into_iter().flatten();
+    let names = entries.map(|entry| entry.expect("readable").file_name().into_string().expect("UTF-8"));
+    names.filter(|name| !name.starts_with('.')).collect()
 }
 
 /// A program that runs. Dropped, it is killed, and what it started with it.

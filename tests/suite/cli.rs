@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::bench::{BINARY, Bench, Run};
+use super::bench::{BINARY, Bench, Run, on_every_store};
 
 /// The lines that must run as typed, one after the other, where `localhost` and `h` have a server at 2181.
 const AS_TYPED: &str = r#"
@@ -95,9 +95,13 @@ fn bad_input_is_refused_with_125_before_anything_is_connected() {
     }
 }
 
-#[test]
-fn the_first_word_that_is_no_option_is_the_command_and_after_two_dashes_nothing_is_ours() {
-    let bench = Bench::new();
+on_every_store!(
+    the_first_word_that_is_no_option_is_the_command_and_after_two_dashes_nothing_is_ours,
+    log_lines_have_lockpicks_form,
+    closed_standard_streams_do_no_harm,
+);
+
+fn the_first_word_that_is_no_option_is_the_command_and_after_two_dashes_nothing_is_ours(bench: &Bench) {
     let ended = bench.run(["-q", "echo", "-n", "x", "--no-such-option", "-l", "list"]).good();
     assert_eq!(ended.stdout(), "x --no-such-option -l list");
     let directory = tempfile::tempdir().unwrap();
@@ -122,7 +126,7 @@ fn help_and_version_go_to_standard_output() {
 
 #[test]
 fn site_defaults_come_from_the_environment_and_the_command_line_wins() {
-    let bench = Bench::new()
+    let bench = Bench::zookeeper()
         .with_variable("SYNCD_SPAWN_IDENTIFIER", "site")
         .with_variable("SYNCD_SPAWN_TIMEOUT", "1h")
         .with_variable("SYNCD_SPAWN_CONFLICT_EXIT_CODE", "9")
@@ -142,7 +146,7 @@ fn site_defaults_come_from_the_environment_and_the_command_line_wins() {
 
 #[test]
 fn without_an_identifier_the_node_names_the_ci_job_or_who_we_are() {
-    let bench = Bench::new();
+    let bench = Bench::zookeeper();
     let node = bench.run(["rlock", "/who"]).good();
     let who = String::from_utf8(bench.data(node.stdout().trim_end())).unwrap();
     let (user, rest) = who.split_once('@').expect(&who);
@@ -156,7 +160,7 @@ fn without_an_identifier_the_node_names_the_ci_job_or_who_we_are() {
 
 #[test]
 fn the_default_chroot_is_devops_and_one_in_the_connection_string_replaces_it() {
-    let bench = Bench::new();
+    let bench = Bench::zookeeper();
     let at = |servers: String, chroot: Option<&str>| {
         let mut command = bench.command(["-q", "-n", "/x", "--", "true"]);
         command.env_remove("SYNCD_SPAWN_CHROOT").env("SYNCD_SPAWN_SERVERS", servers);
@@ -180,16 +184,14 @@ fn the_default_chroot_is_devops_and_one_in_the_connection_string_replaces_it() {
 
 #[test]
 fn several_servers_may_be_named_and_one_that_is_down_is_passed_over() {
-    let bench = Bench::new();
+    let bench = Bench::zookeeper();
     for _ in 0..4 {
         let several = bench.through(&format!("127.0.0.1:1, [::1]:1,{} ", bench.servers()));
         assert_eq!(several.run(["-q", "-n", "/several", "echo", "ran"]).good().stdout(), "ran\n");
     }
 }
 
-#[test]
-fn log_lines_have_lockpicks_form() {
-    let bench = Bench::new();
+fn log_lines_have_lockpicks_form(bench: &Bench) {
     bench.run(["lock", "/log"]).good();
     let ended = bench.run(["--no-wait", "-v", "-n", "/log", "true"]);
     assert_eq!(ended.code(), 124);
@@ -202,9 +204,7 @@ fn log_lines_have_lockpicks_form() {
     assert_eq!(text, "WARNING syncd-spawn: /log/stranger is no contender: nobody waits for it");
 }
 
-#[test]
-fn closed_standard_streams_do_no_harm() {
-    let bench = Bench::new();
+fn closed_standard_streams_do_no_harm(bench: &Bench) {
     for closed in ["<&-", ">&-", "2>&-", "<&- >&- 2>&-", "2>/dev/full"] {
         let line = format!("exec {BINARY} -n /closed -- sh -c 'exit 6' {closed}");
         let ended = Run::start(bench.program("sh", ["-c", &line])).finish();

@@ -2,16 +2,21 @@
 
 use std::fs;
 
-use super::bench::{Bench, HOLD};
+use super::bench::{Bench, HOLD, on_every_store};
 use super::zookeeper::Server;
 
 /// Adds one to a counter in a file, with no protection of its own, and notes its node.
 const INCREMENT: &str =
     r#"read n <"$0/counter"; n=$((n + 1)); echo $n >"$0/counter"; echo "$SYNCD_SPAWN_LOCK_NODE" >>"$0/log""#;
 
-#[test]
-fn fifty_writers_at_once_lose_no_increment_and_are_served_in_order() {
-    let bench = Bench::new();
+on_every_store!(
+    fifty_writers_at_once_lose_no_increment_and_are_served_in_order,
+    twenty_readers_hold_together_while_a_writer_waits_and_a_reader_behind_it_too,
+    a_waiter_that_gives_up_in_the_middle_lets_nobody_in_too_early,
+    all_kinds_in_one_queue_come_in_order,
+);
+
+fn fifty_writers_at_once_lose_no_increment_and_are_served_in_order(bench: &Bench) {
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join("counter"), "0\n").unwrap();
     let place = directory.path().to_str().unwrap();
@@ -29,9 +34,7 @@ fn fifty_writers_at_once_lose_no_increment_and_are_served_in_order() {
     assert!(bench.queue("/counter").is_empty());
 }
 
-#[test]
-fn twenty_readers_hold_together_while_a_writer_waits_and_a_reader_behind_it_too() {
-    let bench = Bench::new();
+fn twenty_readers_hold_together_while_a_writer_waits_and_a_reader_behind_it_too(bench: &Bench) {
     let readers: Vec<_> = (0..20).map(|_| bench.hold(["-n", "/rw", "-l", "rlock"])).collect();
     let mut readers: Vec<_> = readers.into_iter().map(super::bench::Run::ready).collect();
     let writer = bench.hold(["-n", "/rw", "-l", "wlock"]).waits();
@@ -52,9 +55,7 @@ fn twenty_readers_hold_together_while_a_writer_waits_and_a_reader_behind_it_too(
     assert!(bench.queue("/rw").is_empty());
 }
 
-#[test]
-fn a_waiter_that_gives_up_in_the_middle_lets_nobody_in_too_early() {
-    let bench = Bench::new();
+fn a_waiter_that_gives_up_in_the_middle_lets_nobody_in_too_early(bench: &Bench) {
     let holder = bench.hold(["-n", "/middle"]).ready();
     let middle = bench.hold(["-n", "/middle"]).waits();
     let last = bench.hold(["-n", "/middle"]).waits();
@@ -95,9 +96,7 @@ fn watchers(answer: &str, name: &str) -> usize {
     answer.lines().skip_while(|line| !line.ends_with(name)).skip(1).take_while(|line| line.starts_with('\t')).count()
 }
 
-#[test]
-fn all_kinds_in_one_queue_come_in_order() {
-    let bench = Bench::new();
+fn all_kinds_in_one_queue_come_in_order(bench: &Bench) {
     let first = bench.hold(["-n", "/mixed", "-l", "lock"]).ready();
     let rest: Vec<_> = ["rlock", "rlock", "wlock", "rlock", "lock", "rlock"]
         .into_iter()

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use super::bench::{BINARY, Bench, Run};
+use super::bench::{BINARY, Bench, Run, on_every_store};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -54,9 +54,9 @@ fn normalised(text: &str) -> String {
     normal
 }
 
-#[test]
-fn the_readmes_examples_show_what_they_say() {
-    let bench = Bench::new();
+on_every_store!(the_readmes_examples_show_what_they_say,);
+
+fn the_readmes_examples_show_what_they_say(bench: &Bench) {
     let directory = tempfile::tempdir().unwrap();
     std::os::unix::fs::symlink(BINARY, directory.path().join("syncd-spawn")).unwrap();
     let path = format!("{}:{}", directory.path().display(), std::env::var("PATH").unwrap());

@@ -20,7 +20,7 @@ const KINDS: [&str; 3] = ["lock", "rlock", "wlock"];
 
 #[test]
 fn we_wait_for_kazoo() {
-    let bench = Bench::new();
+    let bench = Bench::zookeeper();
     for held in KINDS {
         let lock = format!("/{held}");
         let holder = kazoo(&bench, &["hold", held, &lock, "kazoo's"]).ready();
@@ -39,7 +39,7 @@ fn we_wait_for_kazoo() {
 
 #[test]
 fn kazoo_waits_for_us() {
-    let bench = Bench::new();
+    let bench = Bench::zookeeper();
     for held in KINDS {
         for asked in KINDS {
             let lock = format!("/{held}-{asked}");
@@ -62,7 +62,7 @@ fn kazoo_waits_for_us() {
 
 #[test]
 fn a_mixed_queue_is_one_queue() {
-    let bench = Bench::new();
+    let bench = Bench::zookeeper();
     let first = bench.hold(["-n", "/mixed", "-l", "wlock"]).ready();
     let second = kazoo(&bench, &["hold", "rlock", "/mixed", "second"]);
     bench.queue_reaches("/mixed", 2);
@@ -82,7 +82,7 @@ fn a_mixed_queue_is_one_queue() {
 
 #[test]
 fn each_lists_the_others_nodes() {
-    let bench = Bench::new();
+    let bench = Bench::zookeeper();
     let ours = bench.run(["-i", "ours", "rlock", "/list"]).good();
     let kazoos = kazoo(&bench, &["hold", "rlock", "/list", "kazoo's"]).ready();
     let queue = bench.queue("/list");
@@ -96,7 +96,7 @@ fn each_lists_the_others_nodes() {
 
 #[test]
 fn each_releases_the_others_nodes() {
-    let bench = Bench::new();
+    let bench = Bench::zookeeper();
     let ours = bench.run(["-i", "ours", "wlock", "/release"]).good();
     let kazoos = kazoo(&bench, &["hold", "wlock", "/release", "kazoo's"]);
     bench.queue_reaches("/release", 2);

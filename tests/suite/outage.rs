@@ -167,7 +167,7 @@ fn a_lost_request_or_reply_makes_neither_two_nodes_nor_leaves_one() {
             (Request::Delete, Fate::Unanswered),
         ],
     ] {
-        let bench = Bench::new();
+        let bench = Bench::zookeeper();
         // The directory is there, so the first create is the contender's.
         bench.plant("/once/stranger", "");
         let proxy = Proxy::start(bench.servers(), losses);
@@ -184,7 +184,7 @@ fn a_lost_request_or_reply_makes_neither_two_nodes_nor_leaves_one() {
 fn a_signal_right_after_a_lost_create_leaves_nothing() {
     for fate in [Fate::Unanswered, Fate::Eaten] {
         for _ in 0..10 {
-            let bench = Bench::new();
+            let bench = Bench::zookeeper();
             let holder = bench.hold(["-n", "/term"]).ready();
             let proxy = Proxy::start(bench.servers(), &[(Request::Create, fate)]);
             let run = bench.through(&proxy.address()).start(["-n", "/term", "echo", "ran"]);
@@ -204,7 +204,7 @@ fn a_signal_right_after_a_lost_create_leaves_nothing() {
 #[test]
 fn a_server_that_refuses_is_an_error_that_says_what_and_leaves_nothing() {
     use zookeeper_client::{Acl, Acls, AuthId, CreateMode, Permission};
-    let bench = Bench::new();
+    let bench = Bench::zookeeper();
     bench.plant("/acl/stranger", "");
     let path = format!("{}/acl", bench.chroot());
     let permit = |permission| {

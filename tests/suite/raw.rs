@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::process::Stdio;
 
-use super::bench::{Bench, Run};
+use super::bench::{Bench, Run, on_every_store};
 
 /// Takes a raw lock and gives its node.
 fn take(bench: &Bench, arguments: &[&str]) -> String {
@@ -12,10 +12,23 @@ fn take(bench: &Bench, arguments: &[&str]) -> String {
     ended.stdout().strip_suffix('\n').expect("one line").to_owned()
 }
 
-#[test]
-fn a_raw_lock_prints_its_node_and_stays_until_it_is_unlocked() {
-    let bench = Bench::new();
-    let node = take(&bench, &["-i", "test lock1", "wlock", "/mylock"]);
+on_every_store!(
+    a_raw_lock_prints_its_node_and_stays_until_it_is_unlocked,
+    readers_share_and_everything_else_excludes,
+    list_is_in_queue_order_and_shows_strangers_on_standard_error_only,
+    list_of_nothing_says_so,
+    unlock_checks_the_identifier_where_one_is_given,
+    unlock_takes_several_nodes_and_refuses_what_is_no_contenders_node,
+    a_lock_whose_node_cannot_be_printed_is_released_and_fails,
+    the_limit_is_one_deadline_over_the_whole_wait,
+    retry_count_times_retry_sleep_is_a_limit_too_and_the_status_can_be_chosen,
+    a_waiter_that_was_removed_queues_again_at_the_end,
+    at_the_end_of_the_numbers_we_refuse_and_leave_nothing,
+    an_identifier_is_bytes_in_and_bytes_out,
+);
+
+fn a_raw_lock_prints_its_node_and_stays_until_it_is_unlocked(bench: &Bench) {
+    let node = take(bench, &["-i", "test lock1", "wlock", "/mylock"]);
     assert_eq!(node, format!("/mylock/{}", bench.queue("/mylock")[0]));
     assert_eq!(bench.data(&node), b"test lock1");
     let listed = bench.run(["list", "/mylock"]).good();
@@ -25,9 +38,7 @@ fn a_raw_lock_prints_its_node_and_stays_until_it_is_unlocked() {
     assert_eq!(bench.tree(), ["", "/mylock"]);
 }
 
-#[test]
-fn readers_share_and_everything_else_excludes() {
-    let bench = Bench::new();
+fn readers_share_and_everything_else_excludes(bench: &Bench) {
     for (held, asked, is_shared) in [
         ("rlock", "rlock", true),
         ("rlock", "wlock", false),
@@ -40,17 +51,15 @@ fn readers_share_and_everything_else_excludes() {
         ("lock", "lock", false),
     ] {
         let lock = format!("/{held}-{asked}");
-        take(&bench, &[held, &lock]);
+        take(bench, &[held, &lock]);
         let second = bench.run([asked, &lock, "--no-wait"]);
         assert_eq!(second.code(), if is_shared { 0 } else { 124 }, "{second:?}");
         assert_eq!(bench.queue(&lock).len(), if is_shared { 2 } else { 1 });
     }
 }
 
-#[test]
-fn list_is_in_queue_order_and_shows_strangers_on_standard_error_only() {
-    let bench = Bench::new();
-    let nodes: Vec<String> = (0..12).map(|number| take(&bench, &["-i", &format!("it's {number}"), "rlock", "/q"])).collect();
+fn list_is_in_queue_order_and_shows_strangers_on_standard_error_only(bench: &Bench) {
+    let nodes: Vec<String> = (0..12).map(|number| take(bench, &["-i", &format!("it's {number}"), "rlock", "/q"])).collect();
     bench.plant("/q/stranger", "");
     bench.plant("/q/x__READ__0000000001", "");
     let listed = bench.run(["list", "/q/"]).good();
@@ -59,40 +68,34 @@ fn list_is_in_queue_order_and_shows_strangers_on_standard_error_only() {
     assert!(listed.stderr.contains("/q/stranger is no contender") && listed.stderr.contains("/q/x__READ__0000000001"));
     // Nobody waits for a stranger, whatever its number.
     bench.plant("/w/stranger__READ__0000000000", "");
-    take_writer_at_once(&bench, "/w");
+    take_writer_at_once(bench, "/w");
 }
 
 fn take_writer_at_once(bench: &Bench, lock: &str) {
     assert_eq!(bench.run(["wlock", lock, "--no-wait"]).code(), 0);
 }
 
-#[test]
-fn list_of_nothing_says_so() {
-    let bench = Bench::new();
+fn list_of_nothing_says_so(bench: &Bench) {
     bench.run(["list", "/none"]).failed(1, "no such lock: /none");
-    let node = take(&bench, &["lock", "/empty"]);
+    let node = take(bench, &["lock", "/empty"]);
     bench.run(["unlock", &node]).good();
     assert_eq!(bench.run(["list", "/empty"]).good().stdout(), "");
 }
 
-#[test]
-fn unlock_checks_the_identifier_where_one_is_given() {
-    let bench = Bench::new();
-    let node = take(&bench, &["-i", "mine", "lock", "/u"]);
+fn unlock_checks_the_identifier_where_one_is_given(bench: &Bench) {
+    let node = take(bench, &["-i", "mine", "lock", "/u"]);
     bench.run(["unlock", "-i", "yours", &node]).failed(1, "belongs to 'mine'");
     bench.run(["unlock", "-i", "", &node]).failed(1, "belongs to 'mine'");
     assert_eq!(bench.queue("/u").len(), 1);
     bench.run(["unlock", "--content", "mine", &node]).good();
     bench.run(["unlock", "-i", "mine", &node]).failed(1, "no such lock");
-    let empty = take(&bench, &["-i", "", "lock", "/u"]);
+    let empty = take(bench, &["-i", "", "lock", "/u"]);
     assert_eq!(bench.data(&empty), b"");
     bench.run(["unlock", "-i", "", &empty]).good();
 }
 
-#[test]
-fn unlock_takes_several_nodes_and_refuses_what_is_no_contenders_node() {
-    let bench = Bench::new();
-    let nodes = [take(&bench, &["rlock", "/many"]), take(&bench, &["rlock", "/many"])];
+fn unlock_takes_several_nodes_and_refuses_what_is_no_contenders_node(bench: &Bench) {
+    let nodes = [take(bench, &["rlock", "/many"]), take(bench, &["rlock", "/many"])];
     let missing = "/many/00000000000000000000000000000000__lock__0000000099";
     bench.run(["unlock", &nodes[0], missing, &nodes[1]]).failed(1, &format!("no such lock: {missing}"));
     assert!(bench.queue("/many").is_empty());
@@ -104,17 +107,15 @@ fn unlock_takes_several_nodes_and_refuses_what_is_no_contenders_node() {
 
 #[test]
 fn a_node_with_children_is_not_forced() {
-    let bench = Bench::new();
-    let node = take(&bench, &["lock", "/full"]);
+    let bench = &Bench::zookeeper();
+    let node = take(bench, &["lock", "/full"]);
     bench.plant(&format!("{node}/child"), "");
     bench.run(["unlock", &node]).failed(125, &format!("{node} could not be removed"));
     assert_eq!(bench.queue("/full").len(), 1);
 }
 
-#[test]
-fn an_identifier_is_bytes_in_and_bytes_out() {
+fn an_identifier_is_bytes_in_and_bytes_out(bench: &Bench) {
     use std::os::unix::ffi::OsStrExt;
-    let bench = Bench::new();
     let identifier = std::ffi::OsStr::from_bytes(b"it's \xff\n\xc3\xa9");
     let node = bench.run(["-i".as_ref(), identifier, "lock".as_ref(), "/bytes".as_ref()]).good();
     let node = node.stdout().trim_end();
@@ -126,9 +127,7 @@ fn an_identifier_is_bytes_in_and_bytes_out() {
     bench.run(["-i", &format!("{long}x"), "lock", "/bytes"]).failed(125, "65537 bytes");
 }
 
-#[test]
-fn a_lock_whose_node_cannot_be_printed_is_released_and_fails() {
-    let bench = Bench::new();
+fn a_lock_whose_node_cannot_be_printed_is_released_and_fails(bench: &Bench) {
     let mut full = bench.command(["lock", "/unprinted"]);
     full.stdout(File::options().write(true).open("/dev/full").unwrap());
     let ended = full.stderr(Stdio::piped()).output().unwrap();
@@ -143,9 +142,7 @@ fn a_lock_whose_node_cannot_be_printed_is_released_and_fails() {
     assert!(bench.queue("/unprinted").is_empty());
 }
 
-#[test]
-fn the_limit_is_one_deadline_over_the_whole_wait() {
-    let bench = Bench::new();
+fn the_limit_is_one_deadline_over_the_whole_wait(bench: &Bench) {
     let first = bench.hold(["-n", "/limit"]).ready();
     let second = bench.hold(["-n", "/limit"]).waits();
     let started = std::time::Instant::now();
@@ -159,10 +156,8 @@ fn the_limit_is_one_deadline_over_the_whole_wait() {
     assert!(bench.queue("/limit").is_empty());
 }
 
-#[test]
-fn retry_count_times_retry_sleep_is_a_limit_too_and_the_status_can_be_chosen() {
-    let bench = Bench::new();
-    take(&bench, &["-i", "holder", "lock", "/r"]);
+fn retry_count_times_retry_sleep_is_a_limit_too_and_the_status_can_be_chosen(bench: &Bench) {
+    take(bench, &["-i", "holder", "lock", "/r"]);
     let ended = bench.run(["-r", "3", "-p", "200ms", "-E", "9", "-n", "/r", "true"]).failed(9, "not acquired in time");
     assert!(ended.stderr.contains("behind 'holder' /r/"), "{}", ended.stderr);
     bench.run(["-r", "0", "-n", "/r", "true"]).failed(124, "not acquired in time");
@@ -172,9 +167,7 @@ fn retry_count_times_retry_sleep_is_a_limit_too_and_the_status_can_be_chosen() {
     assert_eq!(bench.queue("/r").len(), 1);
 }
 
-#[test]
-fn a_waiter_that_was_removed_queues_again_at_the_end() {
-    let bench = Bench::new();
+fn a_waiter_that_was_removed_queues_again_at_the_end(bench: &Bench) {
     let holder = bench.hold(["-n", "/evicted"]).ready();
     let waiter = bench.hold(["-n", "/evicted"]).waits();
     let queue = bench.queue("/evicted");
@@ -188,9 +181,7 @@ fn a_waiter_that_was_removed_queues_again_at_the_end() {
     assert!(bench.queue("/evicted").is_empty());
 }
 
-#[test]
-fn at_the_end_of_the_numbers_we_refuse_and_leave_nothing() {
-    let bench = Bench::new();
+fn at_the_end_of_the_numbers_we_refuse_and_leave_nothing(bench: &Bench) {
     bench.plant("/used/00000000000000000000000000000000__lock__-2147483648", "");
     bench.run(["-n", "/used", "true"]).failed(125, "the numbers of /used are used up");
     assert_eq!(bench.queue("/used").len(), 1);

@@ -3,15 +3,26 @@
 use std::thread;
 use std::time::Duration;
 
-use super::bench::{BINARY, Bench, Run};
+use super::bench::{BINARY, Bench, Run, on_every_store};
 
 /// A command that counts its signals: prints each on its own line until it gets USR2.
 const COUNTER: &str = r#"for s in HUP INT QUIT TERM USR1 ALRM WINCH RTMIN+2; do trap "echo $s" $s; done; \
 trap 'exit 3' USR2; echo ready; while :; do sleep 0.05; done"#;
 
-#[test]
-fn signals_are_passed_on_one_for_one_and_the_lock_is_kept() {
-    let bench = Bench::new();
+on_every_store!(
+    signals_are_passed_on_one_for_one_and_the_lock_is_kept,
+    the_lock_is_kept_until_the_command_has_cleaned_up_after_term,
+    a_command_ended_by_a_signal_that_we_were_sent_lets_us_die_of_it_too,
+    while_waiting_the_four_that_ask_for_an_end_take_our_node_out,
+    a_signal_that_was_ignored_when_we_started_is_no_request,
+    a_term_or_int_at_any_moment_of_a_hundred_short_runs_leaves_an_empty_queue,
+    kill_after_kills_a_command_that_ignores_term,
+    ctrl_c_at_a_terminal_reaches_the_command_once,
+    ctrl_c_while_waiting_stops_the_script_that_called_us,
+    ctrl_z_stops_the_job_and_fg_continues_it,
+);
+
+fn signals_are_passed_on_one_for_one_and_the_lock_is_kept(bench: &Bench) {
     let run = bench.start(["-q", "-n", "/on", "--", "bash", "-c", COUNTER]).ready();
     let rtmin = libc::SIGRTMIN();
     let signals = [
@@ -37,9 +48,7 @@ fn signals_are_passed_on_one_for_one_and_the_lock_is_kept() {
     assert!(bench.queue("/on").is_empty());
 }
 
-#[test]
-fn the_lock_is_kept_until_the_command_has_cleaned_up_after_term() {
-    let bench = Bench::new();
+fn the_lock_is_kept_until_the_command_has_cleaned_up_after_term(bench: &Bench) {
     let slow = "trap 'read line; echo cleaned; exit 5' TERM; echo ready; while :; do sleep 0.05; done";
     let mut run = bench.start(["-q", "-n", "/slow", "--", "sh", "-c", slow]).ready();
     let waiter = bench.hold(["-n", "/slow"]).waits();
@@ -54,9 +63,7 @@ fn the_lock_is_kept_until_the_command_has_cleaned_up_after_term() {
     waiter.ready().finish().good();
 }
 
-#[test]
-fn a_command_ended_by_a_signal_that_we_were_sent_lets_us_die_of_it_too() {
-    let bench = Bench::new();
+fn a_command_ended_by_a_signal_that_we_were_sent_lets_us_die_of_it_too(bench: &Bench) {
     for number in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGUSR1] {
         let run = bench.start(["-n", "/die", "--", "sh", "-c", "echo ready; exec sleep 1000"]).ready();
         run.signal(number);
@@ -70,9 +77,7 @@ fn a_command_ended_by_a_signal_that_we_were_sent_lets_us_die_of_it_too() {
     assert!(bench.queue("/die").is_empty());
 }
 
-#[test]
-fn while_waiting_the_four_that_ask_for_an_end_take_our_node_out() {
-    let bench = Bench::new();
+fn while_waiting_the_four_that_ask_for_an_end_take_our_node_out(bench: &Bench) {
     let holder = bench.hold(["-n", "/wait"]).ready();
     for number in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT] {
         for arguments in [&["-n", "/wait", "--", "echo", "ran"][..], &["wlock", "/wait"]] {
@@ -91,9 +96,7 @@ fn while_waiting_the_four_that_ask_for_an_end_take_our_node_out() {
     holder.finish().good();
 }
 
-#[test]
-fn a_signal_that_was_ignored_when_we_started_is_no_request() {
-    let bench = Bench::new();
+fn a_signal_that_was_ignored_when_we_started_is_no_request(bench: &Bench) {
     let holder = bench.hold(["-n", "/nohup"]).ready();
     let nohup = format!("trap '' HUP; exec {BINARY} -n /nohup -- echo ran");
     let waiter = Run::start(bench.program("sh", ["-c", &nohup])).waits();
@@ -102,9 +105,7 @@ fn a_signal_that_was_ignored_when_we_started_is_no_request() {
     assert_eq!(waiter.end().good().stdout(), "ran\n");
 }
 
-#[test]
-fn a_term_or_int_at_any_moment_of_a_hundred_short_runs_leaves_an_empty_queue() {
-    let bench = Bench::new();
+fn a_term_or_int_at_any_moment_of_a_hundred_short_runs_leaves_an_empty_queue(bench: &Bench) {
     let started = std::time::Instant::now();
     bench.run(["-q", "-n", "/moment", "true"]).good();
     let whole = started.elapsed().max(Duration::from_millis(8));
@@ -124,9 +125,7 @@ fn a_term_or_int_at_any_moment_of_a_hundred_short_runs_leaves_an_empty_queue() {
     assert_eq!(bench.queue("/moment"), Vec::<String>::new());
 }
 
-#[test]
-fn kill_after_kills_a_command_that_ignores_term() {
-    let bench = Bench::new();
+fn kill_after_kills_a_command_that_ignores_term(bench: &Bench) {
     let stubborn = "trap '' TERM; echo ready; while :; do sleep 0.05; done";
     let run = bench.start(["-n", "/stubborn", "-k", "300ms", "--", "sh", "-c", stubborn]).ready();
     run.signal(libc::SIGTERM);
@@ -139,11 +138,9 @@ fn at_a_terminal(bench: &Bench, line: &str) -> Run {
     Run::start(bench.program("script", ["-qec", line, "/dev/null"]))
 }
 
-#[test]
-fn ctrl_c_at_a_terminal_reaches_the_command_once() {
-    let bench = Bench::new();
+fn ctrl_c_at_a_terminal_reaches_the_command_once(bench: &Bench) {
     let counter = "trap \"echo int\" INT; trap \"exit 4\" USR1; echo ready; while :; do sleep 0.05; done";
-    let mut terminal = at_a_terminal(&bench, &format!("exec {BINARY} -q -n /tty -- bash -c '{counter}'"));
+    let mut terminal = at_a_terminal(bench, &format!("exec {BINARY} -q -n /tty -- bash -c '{counter}'"));
     terminal.says("ready");
     for presses in 1..=5 {
         terminal.write(b"\x03");
@@ -163,14 +160,12 @@ fn ctrl_c_at_a_terminal_reaches_the_command_once() {
     assert!(bench.queue("/tty").is_empty());
 }
 
-#[test]
-fn ctrl_c_while_waiting_stops_the_script_that_called_us() {
-    let bench = Bench::new();
+fn ctrl_c_while_waiting_stops_the_script_that_called_us(bench: &Bench) {
     let holder = bench.hold(["-n", "/script"]).ready();
     let directory = tempfile::tempdir().unwrap();
     let script = directory.path().join("script");
     std::fs::write(&script, format!("{BINARY} -n /script true\necho went on\n")).unwrap();
-    let mut terminal = at_a_terminal(&bench, &format!("bash {}", script.display()));
+    let mut terminal = at_a_terminal(bench, &format!("bash {}", script.display()));
     terminal.says("Waiting to acquire lock");
     terminal.write(b"\x03");
     let ended = terminal.end();
@@ -179,9 +174,7 @@ fn ctrl_c_while_waiting_stops_the_script_that_called_us() {
     holder.finish().good();
 }
 
-#[test]
-fn ctrl_z_stops_the_job_and_fg_continues_it() {
-    let bench = Bench::new();
+fn ctrl_z_stops_the_job_and_fg_continues_it(bench: &Bench) {
     let mut shell = Run::start(bench.program("script", ["-qec", "bash --norc -i", "/dev/null"]));
     shell.write(format!("PS1='prompt> '; {BINARY} -q -n /job -- sh -c 'echo rea''dy; cat; echo do''ne'\n").as_bytes());
     shell.says("ready");

@@ -9,11 +9,26 @@ use std::process::Stdio;
 
 use uuid::Uuid;
 
-use super::bench::{Bench, Run};
+use super::bench::{Bench, Run, on_every_store};
 
-#[test]
-fn all_exit_codes_pass() {
-    let bench = Bench::new();
+on_every_store!(
+    arguments_environment_and_directory_arrive_untouched,
+    all_exit_codes_pass,
+    a_good_command_is_silent_but_for_three_lines_on_standard_error,
+    the_lock_is_held_while_the_command_runs_and_gone_when_it_has_ended,
+    a_lock_without_a_name_is_named_after_the_command,
+    the_command_knows_its_lock_and_a_token_that_grows,
+    inner_runs_know_their_own_lock_and_refuse_one_that_an_outer_run_holds,
+    a_megabyte_of_random_bytes_passes_through_unchanged,
+    a_command_that_cannot_be_run_leaves_with_126_or_127_and_no_node,
+    a_script_without_an_interpreter_line_is_run_by_sh,
+    the_command_runs_with_the_signal_state_that_we_were_given,
+    nothing_of_ours_but_the_standard_streams_is_open_in_the_command,
+    a_lock_taken_away_stops_the_command_and_leaves_with_123,
+    a_command_that_does_not_stop_when_its_lock_is_lost_is_killed_after_its_grace,
+);
+
+fn all_exit_codes_pass(bench: &Bench) {
     for code in 0..=255 {
         let ended = bench.run(["-q", "-n", "/codes", "--", "sh", "-c", &format!("exit {code}")]);
         assert_eq!(ended.code(), code);
@@ -21,9 +36,7 @@ fn all_exit_codes_pass() {
     assert!(bench.queue("/codes").is_empty());
 }
 
-#[test]
-fn a_good_command_is_silent_but_for_three_lines_on_standard_error() {
-    let bench = Bench::new();
+fn a_good_command_is_silent_but_for_three_lines_on_standard_error(bench: &Bench) {
     let ended = bench.run(["-n", "/test", "-C", "test", "-l", "rlock", "echo", "hello  you"]).good();
     assert_eq!(ended.stdout(), "hello  you\n");
     let lines: Vec<&str> = ended.stderr.lines().collect();
@@ -35,9 +48,7 @@ fn a_good_command_is_silent_but_for_three_lines_on_standard_error() {
     assert_eq!((quiet.stdout(), quiet.stderr.as_str()), ("hello\n", ""));
 }
 
-#[test]
-fn the_lock_is_held_while_the_command_runs_and_gone_when_it_has_ended() {
-    let bench = Bench::new();
+fn the_lock_is_held_while_the_command_runs_and_gone_when_it_has_ended(bench: &Bench) {
     let holder = bench.hold(["-n", "/db", "-i", "me", "-l", "wlock"]).ready();
     let queue = bench.queue("/db");
     assert_eq!(queue.len(), 1);
@@ -47,9 +58,7 @@ fn the_lock_is_held_while_the_command_runs_and_gone_when_it_has_ended() {
     assert_eq!(bench.tree(), ["", "/db"], "nothing else is left in the tree");
 }
 
-#[test]
-fn a_lock_without_a_name_is_named_after_the_command() {
-    let bench = Bench::new();
+fn a_lock_without_a_name_is_named_after_the_command(bench: &Bench) {
     let directory = tempfile::tempdir().unwrap();
     let script = directory.path().join("backup");
     fs::write(&script, "#!/bin/sh\necho $SYNCD_SPAWN_LOCK_PATH \"$@\"\n").unwrap();
@@ -58,9 +67,7 @@ fn a_lock_without_a_name_is_named_after_the_command() {
     assert_eq!(ended.stdout(), "/backup --all -l list\n");
 }
 
-#[test]
-fn the_command_knows_its_lock_and_a_token_that_grows() {
-    let bench = Bench::new();
+fn the_command_knows_its_lock_and_a_token_that_grows(bench: &Bench) {
     let show = "echo $SYNCD_SPAWN_LOCK_PATH $SYNCD_SPAWN_LOCK_NODE $SYNCD_SPAWN_LOCK_TYPE $SYNCD_SPAWN_FENCING_TOKEN";
     let mut tokens = Vec::new();
     for (lock_type, mark) in [("lock", "__lock__"), ("rlock", "__rlock__"), ("wlock", "__lock__")] {
@@ -76,9 +83,7 @@ fn the_command_knows_its_lock_and_a_token_that_grows() {
     assert!(tokens.is_sorted_by(|earlier, later| earlier < later), "{tokens:?}");
 }
 
-#[test]
-fn inner_runs_know_their_own_lock_and_refuse_one_that_an_outer_run_holds() {
-    let bench = Bench::new();
+fn inner_runs_know_their_own_lock_and_refuse_one_that_an_outer_run_holds(bench: &Bench) {
     let binary = super::bench::BINARY;
     let inner = |node| ["-q", "-n", "/outer", "--", binary, "-q", "-n", node, "-t", "30", "--", "printenv"];
     let ended = bench.run(inner("/inner").into_iter().chain(["SYNCD_SPAWN_LOCK_PATH"])).good();
@@ -94,9 +99,8 @@ fn inner_runs_know_their_own_lock_and_refuse_one_that_an_outer_run_holds() {
     }
 }
 
-#[test]
-fn arguments_environment_and_directory_arrive_untouched() {
-    let bench = Bench::new().with_variable("ODD", OsString::from_vec(b"a\xffb\nc".to_vec())).with_variable("EMPTY", "");
+fn arguments_environment_and_directory_arrive_untouched(bench: &Bench) {
+    let bench = bench.with_variable("ODD", OsString::from_vec(b"a\xffb\nc".to_vec())).with_variable("EMPTY", "");
     let words: Vec<OsString> = [b"a b".to_vec(), b"\xff\n'\"$x*".to_vec(), Vec::new(), b"--".to_vec(), b"-n".to_vec()]
         .into_iter()
         .map(OsString::from_vec)
@@ -110,9 +114,7 @@ fn arguments_environment_and_directory_arrive_untouched() {
     assert_eq!(ended.stdout, expected);
 }
 
-#[test]
-fn a_megabyte_of_random_bytes_passes_through_unchanged() {
-    let bench = Bench::new();
+fn a_megabyte_of_random_bytes_passes_through_unchanged(bench: &Bench) {
     let bytes: Vec<u8> = std::iter::repeat_with(|| Uuid::new_v4().into_bytes()).take(1 << 16).flatten().collect();
     assert_eq!(bytes.len(), 1 << 20);
     let mut child = bench.command(["-q", "-n", "/pipe", "cat"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
@@ -125,9 +127,7 @@ fn a_megabyte_of_random_bytes_passes_through_unchanged() {
     assert!(output.stdout == bytes, "the bytes were changed");
 }
 
-#[test]
-fn a_command_that_cannot_be_run_leaves_with_126_or_127_and_no_node() {
-    let bench = Bench::new();
+fn a_command_that_cannot_be_run_leaves_with_126_or_127_and_no_node(bench: &Bench) {
     let directory = tempfile::tempdir().unwrap();
     let plain = directory.path().join("plain");
     fs::write(&plain, "no program").unwrap();
@@ -149,9 +149,7 @@ fn a_command_that_cannot_be_run_leaves_with_126_or_127_and_no_node() {
     assert!(bench.queue("/exec").is_empty());
 }
 
-#[test]
-fn a_script_without_an_interpreter_line_is_run_by_sh() {
-    let bench = Bench::new();
+fn a_script_without_an_interpreter_line_is_run_by_sh(bench: &Bench) {
     let directory = tempfile::tempdir().unwrap();
     let script = directory.path().join("script");
     fs::write(&script, "echo $# $1\n").unwrap();
@@ -160,9 +158,7 @@ fn a_script_without_an_interpreter_line_is_run_by_sh() {
     assert_eq!(ended.stdout(), "2 a b\n");
 }
 
-#[test]
-fn the_command_runs_with_the_signal_state_that_we_were_given() {
-    let bench = Bench::new();
+fn the_command_runs_with_the_signal_state_that_we_were_given(bench: &Bench) {
     let state = "grep -E '^Sig(Blk|Ign)' /proc/self/status";
     let plainly = bench.program("sh", ["-c", &format!("trap '' USR1 PIPE CHLD; exec {state}")]).output().unwrap();
     let wrapped = format!("trap '' USR1 PIPE CHLD; exec {} -q -n /mask -- {state}", super::bench::BINARY);
@@ -173,17 +169,13 @@ fn the_command_runs_with_the_signal_state_that_we_were_given() {
     assert_eq!(defaults.stdout(), String::from_utf8(unwrapped.stdout).unwrap());
 }
 
-#[test]
-fn nothing_of_ours_but_the_standard_streams_is_open_in_the_command() {
-    let bench = Bench::new();
+fn nothing_of_ours_but_the_standard_streams_is_open_in_the_command(bench: &Bench) {
     let ended = bench.run(["-q", "-n", "/fds", "--", "sh", "-c", "ls /proc/$$/fd"]).good();
     let plainly = bench.program("sh", ["-c", "ls /proc/$$/fd"]).stdin(Stdio::piped()).output().unwrap();
     assert_eq!(ended.stdout(), String::from_utf8(plainly.stdout).unwrap());
 }
 
-#[test]
-fn a_lock_taken_away_stops_the_command_and_leaves_with_123() {
-    let bench = Bench::new();
+fn a_lock_taken_away_stops_the_command_and_leaves_with_123(bench: &Bench) {
     let holder = bench.start(["-n", "/lost", "--", "sh", "-c", "trap 'exit 7' TERM; echo ready; while :; do sleep 0.1; done"]);
     let holder = holder.ready();
     let node = bench.queue("/lost").remove(0);
@@ -192,9 +184,7 @@ fn a_lock_taken_away_stops_the_command_and_leaves_with_123() {
     assert!(bench.queue("/lost").is_empty());
 }
 
-#[test]
-fn a_command_that_does_not_stop_when_its_lock_is_lost_is_killed_after_its_grace() {
-    let bench = Bench::new();
+fn a_command_that_does_not_stop_when_its_lock_is_lost_is_killed_after_its_grace(bench: &Bench) {
     let stubborn = "trap '' TERM; echo ready; while :; do sleep 0.1; done";
     let holder = bench.start(["-n", "/lost", "--", "sh", "-c", stubborn]).ready();
     let node = bench.queue("/lost").remove(0);
