@@ -53,21 +53,22 @@ SYNCD_SPAWN_HELD, by which a run inside it knows what it must not wait for.";
     after_help = "--help says more.",
     disable_help_subcommand = true,
     subcommand_negates_reqs = true,
+    subcommand_help_heading = "Subcommands",
     max_term_width = 100
 )]
 struct Native {
     #[command(flatten)]
-    connection: Connection,
+    spawn: SpawnOnly,
     #[command(flatten)]
     waiting: Waiting,
     #[command(flatten)]
-    common: Common,
+    connection: Connection,
     #[command(flatten)]
-    spawn: SpawnOnly,
+    common: Common,
     #[command(subcommand)]
     subcommand: Option<Sub>,
-    /// The command and its arguments, executed without a shell.
-    #[arg(trailing_var_arg = true, value_name = "COMMAND", value_parser = OsStringValueParser::new())]
+    /// The command and its arguments, executed without a shell
+    #[arg(help_heading = "Command", trailing_var_arg = true, value_name = "COMMAND", value_parser = OsStringValueParser::new())]
     command: Vec<OsString>,
 }
 
@@ -146,6 +147,7 @@ struct Waiting {
 }
 
 #[derive(Args)]
+#[command(next_help_heading = "General")]
 struct Common {
     /// Who holds the lock, for people to read; unlock removes only what carries it
     ///
@@ -200,26 +202,31 @@ enum LockType {
 enum Sub {
     /// Acquire a mutex, print its node and leave it held
     Lock {
+        /// Path of the lock, below the chroot
         #[arg(value_parser = LockPath::parse)]
         lock_path: LockPath,
     },
     /// Acquire a read lock, print its node and leave it held
     Rlock {
+        /// Path of the lock, below the chroot
         #[arg(value_parser = LockPath::parse)]
         lock_path: LockPath,
     },
     /// Acquire a write lock, print its node and leave it held
     Wlock {
+        /// Path of the lock, below the chroot
         #[arg(value_parser = LockPath::parse)]
         lock_path: LockPath,
     },
     /// Release locks by the nodes that were printed
     Unlock {
+        /// A node as it was printed by lock, rlock, wlock or list
         #[arg(required = true, value_name = "NODE", value_parser = NodePath::parse)]
         nodes: Vec<NodePath>,
     },
     /// Print the queue in order
     List {
+        /// Path of the lock, below the chroot
         #[arg(value_parser = LockPath::parse)]
         lock_path: LockPath,
     },
