@@ -7,11 +7,13 @@
 use std::env;
 use std::ffi::{CString, OsStr, OsString};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::ptr;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
 use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe::Receiver;
 
@@ -114,7 +116,12 @@ pub struct Program {
     candidates: Vec<CString>,
     arguments: Vec<CString>,
     environment: Vec<CString>,
+    /// What the command inherits besides the standard streams, by the number that it has there.
+    heirloom: Option<OwnedFd>,
 }
+
+/// Where an inherited descriptor is out of the way of scripts that number theirs, or at least of the standard streams.
+const OUT_OF_THE_WAY: [i32; 3] = [900, 200, 3];
 
 impl Program {
     /// `words` are the command and its arguments, one at least; `variables` are added to our environment, or replace what is
@@ -135,7 +142,21 @@ impl Program {
             candidates: candidates(name)?,
             arguments: words.iter().map(|word| c_string(&[word.as_bytes()])).collect::<io::Result<_>>()?,
             environment,
+            heirloom: None,
         })
+    }
+
+    /// The command inherits this open file too, and whatever it starts.
+    ///
+    /// # Errors
+    /// There are no descriptors left.
+    pub fn inherits(mut self, file: impl AsFd) -> io::Result<Program> {
+        let mut copies = OUT_OF_THE_WAY.iter().map(|lowest| fcntl(&file, FcntlArg::F_DUPFD_CLOEXEC(*lowest)));
+        // A number beyond the limit of this process is refused.
+        let copy = copies.by_ref().find(|copy| *copy != Err(Errno::EINVAL)).unwrap_or(Err(Errno::EMFILE))?;
+        // SAFETY: the kernel has just given us this number, and nobody else knows it.
+        self.heirloom = Some(unsafe { OwnedFd::from_raw_fd(copy) });
+        Ok(self)
     }
 }
 
@@ -219,6 +240,9 @@ unsafe fn execute(
             set_disposition(signal, if inherited.ignores(signal) { libc::SIG_IGN } else { libc::SIG_DFL });
         }
         libc::pthread_sigmask(libc::SIG_SETMASK, &raw const inherited.mask, ptr::null_mut());
+        if let Some(heirloom) = &program.heirloom {
+            libc::fcntl(heirloom.as_raw_fd(), libc::F_SETFD, 0);
+        }
         let mut failure = libc::ENOENT;
         for candidate in &program.candidates {
             libc::execve(candidate.as_ptr(), arguments.as_ptr(), environment.as_ptr());
