@@ -47,6 +47,9 @@ impl Error {
             StoreError::Unreachable { .. } => {
                 Some("is a server listening there? -s takes HOST:PORT[,HOST:PORT]; -t gives it more time".to_owned())
             }
+            StoreError::Unsuitable { .. } => {
+                Some("use a directory on a local file system, or ZooKeeper, which is made for several hosts".to_owned())
+            }
             StoreError::Refused { .. }
             | StoreError::NoLock(_)
             | StoreError::NotRemoved { .. }

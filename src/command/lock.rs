@@ -6,12 +6,12 @@ use super::{Acquired, Context, say_what_is_left};
 use crate::cli::Wish;
 use crate::error::Error;
 use crate::exit;
-use crate::lock::{Expected, Limit, Store};
+use crate::lock::{Expected, Lifetime, Limit, Store};
 use crate::report;
 use crate::supervise::stdout_was_closed;
 
 pub async fn lock<S: Store>(store: &S, wish: &Wish, limit: Limit, context: &mut Context<'_>) -> Result<exit::Result, Error> {
-    let place = match context.acquire(store, wish, limit).await? {
+    let place = match context.acquire(store, wish, Lifetime::Explicit, limit).await? {
         Acquired::Ours(place) => place,
         Acquired::Not(result) => return Ok(result),
     };

@@ -18,7 +18,7 @@ use crate::cli::{Action, Address, Request, WaitLimit, Wish};
 use crate::error::Error;
 use crate::exit;
 use crate::lock::{
-    AcquireError, Claim, Happening, Limit, LockPath, NodeName, Patience, Place, Reading, Store, StoreError, acquire,
+    AcquireError, Claim, Happening, Lifetime, Limit, LockPath, NodeName, Patience, Place, Reading, Store, StoreError, acquire,
 };
 use crate::report::{self, Verbosity};
 use crate::store::ZooKeeper;
@@ -106,8 +106,8 @@ impl Context<'_> {
     }
 
     /// Enters the queue and waits, telling a person about it.
-    async fn acquire<S: Store>(&mut self, store: &S, wish: &Wish, limit: Limit) -> Result<Acquired, Error> {
-        let claim = Claim::new(wish.mode, wish.identifier.clone());
+    async fn acquire<S: Store>(&mut self, store: &S, wish: &Wish, lifetime: Lifetime, limit: Limit) -> Result<Acquired, Error> {
+        let claim = Claim::new(wish.mode, lifetime, wish.identifier.clone());
         let around = held_around();
         let address = self.address;
         let asked: Cell<Option<io::Result<i32>>> = Cell::new(None);
@@ -184,7 +184,7 @@ fn say_what_is_left(address: &Address, error: &StoreError) {
                 "hint: syncd-spawn -s {servers} -c {chroot} list {lock} shows whether there is one; unlock removes it"
             ));
         }
-        StoreError::Unreachable { .. } | StoreError::Refused { .. } | StoreError::NoLock(_) => {}
+        StoreError::Unreachable { .. } | StoreError::Refused { .. } | StoreError::Unsuitable { .. } | StoreError::NoLock(_) => {}
     }
 }
 

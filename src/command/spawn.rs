@@ -10,7 +10,7 @@ use super::{Acquired, Context, HELD, say_what_is_left};
 use crate::cli::Wish;
 use crate::error::Error;
 use crate::exit;
-use crate::lock::{Expected, Identifier, Limit, NodePath, Place, Removal, Store};
+use crate::lock::{Expected, Identifier, Lifetime, Limit, NodePath, Place, Removal, Store};
 use crate::report;
 use crate::supervise::{Cause, Ending, Group, Outcome, Program, Rules, SuperviseError, supervise};
 
@@ -25,7 +25,7 @@ pub async fn spawn<S: Store>(
     limit: Limit,
     context: &mut Context<'_>,
 ) -> Result<exit::Result, Error> {
-    let place = match context.acquire(store, wish, limit).await? {
+    let place = match context.acquire(store, wish, Lifetime::Spawned, limit).await? {
         Acquired::Ours(place) => place,
         Acquired::Not(result) => return Ok(result),
     };

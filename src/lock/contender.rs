@@ -132,7 +132,8 @@ impl fmt::Display for NodeName {
 
 /// Grows with every contender of a store, so that what a lock protects can refuse a holder that came too late.
 ///
-/// ZooKeeper: the node's creation zxid. Not the sequence, which restarts when the lock's directory is deleted.
+/// ZooKeeper: the node's creation zxid. Not the sequence, which restarts when the lock's directory is deleted. A directory:
+/// the clock's microseconds, or one more than the last token where that is higher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FencingToken(pub u64);
 
@@ -170,18 +171,28 @@ impl fmt::Display for Identifier {
     }
 }
 
+/// How long a contender lasts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lifetime {
+    /// As long as the run that it stands for, where the store can tell.
+    Spawned,
+    /// It belongs to nobody, and stays until somebody removes it.
+    Explicit,
+}
+
 /// A wish to stand in a queue.
 #[derive(Clone, Debug)]
 pub struct Claim {
     /// Makes the node's name unique, so that a create whose answer was lost can be found again (kazoo's trick, and Curator's).
     pub id: Uuid,
     pub mode: Mode,
+    pub lifetime: Lifetime,
     pub identifier: Identifier,
 }
 
 impl Claim {
-    pub fn new(mode: Mode, identifier: Identifier) -> Claim {
-        Claim { id: Uuid::new_v4(), mode, identifier }
+    pub fn new(mode: Mode, lifetime: Lifetime, identifier: Identifier) -> Claim {
+        Claim { id: Uuid::new_v4(), mode, lifetime, identifier }
     }
 
     /// The same wish under a name that was never used.
@@ -223,7 +234,7 @@ mod tests {
         assert_eq!((name.kind(), name.sequence().number()), (Kind::Shared, 38));
         let name = NodeName::parse("9d2badeec7684f35b10f4860db42e45c__lock__2147483646").unwrap();
         assert_eq!((name.kind(), name.sequence().number()), (Kind::Exclusive, 2_147_483_646));
-        let claim = Claim::new(Mode::Write, Identifier::default());
+        let claim = Claim::new(Mode::Write, Lifetime::Spawned, Identifier::default());
         let name = NodeName::parse(&format!("{}{}", claim.prefix(), Sequence(7))).unwrap();
         assert_eq!((name.kind(), name.sequence().number()), (Kind::Exclusive, 7));
         assert_eq!(name.as_str().len(), "503e61fadc8f492497db823b87e64afe__lock__0000000007".len());

@@ -7,7 +7,7 @@ mod queue;
 mod store;
 
 pub use acquire::{AcquireError, Happening, Limit, Patience, acquire};
-pub use contender::{Claim, Contender, FencingToken, Identifier, Kind, Mode, NodeName, Place, Sequence};
+pub use contender::{Claim, Contender, FencingToken, Identifier, Kind, Lifetime, Mode, NodeName, Place, Sequence};
 pub use path::{AbsolutePath, LockPath, NodePath, PathError};
 pub use queue::{Queue, Standing};
 pub use store::{Entry, Expected, Reading, Removal, Store, StoreError};

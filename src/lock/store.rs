@@ -1,6 +1,8 @@
 //! What a lock needs from a place that keeps queues.
 
 use std::future::Future;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
 
 use super::contender::{Claim, Contender, NodeName, Place};
 use super::path::{LockPath, NodePath};
@@ -42,6 +44,11 @@ pub trait Store {
     /// # Cancellation
     /// Must not be dropped before it is ready, or nobody knows whether the node is there.
     async fn leave(&self, lock: &LockPath, name: &NodeName, expected: Expected) -> Result<Removal, StoreError>;
+
+    /// What the command has to inherit, where the store tells by it that somebody still works under our contender.
+    fn heirloom(&self, _name: &NodeName) -> Option<Rc<OwnedFd>> {
+        None
+    }
 }
 
 /// How [`Store::enter`] ended.
@@ -87,6 +94,9 @@ pub enum StoreError {
     /// The store answered no.
     #[error("{place} refused {what}: {cause}")]
     Refused { place: String, what: String, cause: String },
+    /// No lock can be relied upon there.
+    #[error("{place} cannot keep locks: {why}")]
+    Unsuitable { place: String, why: String },
     #[error("no such lock: {0}")]
     NoLock(LockPath),
     /// A node of ours is still there, as far as anybody knows.
