@@ -1,7 +1,13 @@
 //! Places where a queue is kept.
 
+mod directory;
+mod location;
+mod memory;
 mod servers;
 mod zookeeper;
 
+pub use directory::{Directory, Root, RootError};
+pub use location::{Location, LocationError};
+pub use memory::Memory;
 pub use servers::{Server, Servers, ServersError};
 pub use zookeeper::ZooKeeper;

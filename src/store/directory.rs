@@ -1,0 +1,429 @@
+//! A directory of this host: a queue without a server.
+//!
+//! A lock is a directory, a contender a file in it, named and filled as in ZooKeeper. Coming in passes a turnstile, the flock
+//! on the lock's directory itself: it is gone when the directory is, so no two can be in at once whatever is deleted. Going
+//! out is one unlink, which no turnstile could make safer, and which a process that was stopped in there must not hold up.
+//!
+//! A contender that runs a command keeps a flock on its file, and the command inherits the open file. So the kernel knows
+//! which of them are dead however they died, and for ever: a file comes into the queue flocked, and nobody can get hold of
+//! the flock of a dead one but to look. That a file is to be flocked is said by its mode, the sticky bit without any execute
+//! bit: it is there from the start, every local file system keeps it, no umask takes it away, and what cleans up old files
+//! leaves such files alone. Where it is lost (a copy, a `chmod -R`), or was never set, a contender stays until it is unlocked.
+
+mod dir;
+mod mark;
+mod root;
+mod watch;
+
+use std::cell::RefCell;
+use std::fs::{File, TryLockError};
+use std::future::Future;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::pin::pin;
+use std::rc::Rc;
+use std::time::{Duration, SystemTime};
+
+use nix::errno::Errno;
+use nix::sys::stat::{FileStat, fstat};
+use nix::unistd::geteuid;
+use tokio::time::{sleep, timeout};
+use tracing::warn;
+
+use self::dir::{Dir, Trouble, errno, kind};
+pub use self::root::{Root, RootError};
+use self::watch::Watch;
+use crate::lock::{
+    AbsolutePath, Claim, Contender, Entry, Expected, FencingToken, Identifier, Lifetime, Limit, LockPath, NodeName, Place,
+    Queue, Reading, Removal, Sequence, Store, StoreError,
+};
+
+/// What the names of our own files begin with; nobody lists them.
+const HIDDEN: &str = ".syncd-spawn.";
+/// The directory, beside the chroots, in which the last fencing token is kept: it outlives every lock's directory.
+const TOKENS: &str = ".syncd-spawn";
+/// Where no waiting is wanted, the turnstile may nevertheless be taken for this long.
+const TURNSTILE_PATIENCE: Duration = Duration::from_secs(15);
+/// A turnstile that is taken for this long is worth a word.
+const TURNSTILE_SLOW: Duration = Duration::from_secs(1);
+/// How often a directory may be deleted under us while we enter it.
+const DELETIONS: usize = 100;
+/// The kernel tells that a file was closed before it gives up the flock, so a look may come too early, and is repeated, at
+/// first after this pause and then ever more rarely.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+/// No pause is longer where the kernel watches for us, and where it has no watch left.
+const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
+const LONGEST_PAUSE_UNWATCHED: Duration = Duration::from_millis(50);
+
+/// A directory of this host, below a chroot.
+pub struct Directory {
+    root: Root,
+    path: PathBuf,
+    chroot: AbsolutePath,
+    limit: Limit,
+    /// The files that we have flocked.
+    held: RefCell<Vec<(NodeName, Rc<OwnedFd>)>>,
+}
+
+/// What became of a contender.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Life {
+    Alive,
+    /// Its flock is free, and so it stays.
+    Dead,
+    Missing,
+}
+
+impl Directory {
+    /// Nothing is looked at before it is needed. `limit` is how long the turnstile may be waited for.
+    pub fn new(root: Root, chroot: AbsolutePath, limit: Limit) -> Directory {
+        let path = root.path();
+        Directory { root, path, chroot, limit, held: RefCell::default() }
+    }
+
+    fn place(&self) -> String {
+        format!("file://{}", self.path.display())
+    }
+
+    fn refused(&self, Trouble { what, cause, .. }: Trouble) -> StoreError {
+        StoreError::Refused { place: self.place(), what, cause }
+    }
+
+    /// The lock's directory; `None` if it is missing.
+    fn find(&self, lock: &LockPath) -> Result<Option<Dir>, StoreError> {
+        let find = || {
+            let Some(mut dir) = self.root.open(&self.path)? else {
+                return Ok(None);
+            };
+            for name in segments(&self.chroot).chain(segments(lock.as_path())) {
+                match dir.open(name)? {
+                    Some(below) => dir = below,
+                    None => return Ok(None),
+                }
+            }
+            Ok(Some(dir))
+        };
+        let found = find().map_err(|trouble| self.refused(trouble))?;
+        found.iter().try_for_each(|dir| root::check_file_system(dir, &self.place()))?;
+        Ok(found)
+    }
+
+    /// The lock's directory and that of the tokens, made where they are missing.
+    fn make(&self, lock: &LockPath) -> Result<(Dir, Dir), StoreError> {
+        let refused = |trouble| self.refused(trouble);
+        let root = self.root.make(&self.path).map_err(refused)?;
+        root::check_file_system(&root, &self.place())?;
+        let tokens = root.make(TOKENS).map_err(refused)?;
+        let mut dir = root;
+        for name in segments(&self.chroot).chain(segments(lock.as_path())) {
+            dir = dir.make(name).map_err(refused)?;
+        }
+        root::check_file_system(&dir, &self.place())?;
+        Ok((dir, tokens))
+    }
+
+    /// Waits until nobody else comes in.
+    ///
+    /// # Cancellation
+    /// May be dropped.
+    async fn turnstile(&self, dir: &Dir) -> Result<(), StoreError> {
+        let mut passing = pin!(dir.pass_turnstile());
+        let refused = |trouble| self.refused(trouble);
+        if let Ok(passed) = timeout(TURNSTILE_SLOW, passing.as_mut()).await {
+            return passed.map_err(refused);
+        }
+        let path = dir.path().display();
+        warn!("another process is just entering {path}, and has been for a while: was it stopped?");
+        let passed = match self.limit {
+            Limit::Once => timeout(TURNSTILE_PATIENCE, passing)
+                .await
+                .unwrap_or_else(|_| Err(Trouble::said("to let us enter", format!("{path} is flocked by another process")))),
+            Limit::Never | Limit::At(_) => passing.await,
+        };
+        passed.map_err(refused)
+    }
+
+    /// Adds us at the end. The caller has passed both turnstiles.
+    fn come_in(&self, dir: &Dir, tokens: &Dir, claim: &Claim) -> Result<Place, Trouble> {
+        let token = next_token(tokens)?;
+        let names = dir.names()?;
+        let sequence = next_sequence(&names);
+        mark::advance(dir, &names, sequence.number().cast_unsigned())?;
+        let name = format!("{}{sequence}", claim.prefix());
+        // There is but one at a time, so one that is there is of somebody who was killed just here.
+        let newborn = format!("{HIDDEN}new.{}", geteuid());
+        let file = match dir.create(&newborn, mode_of(claim.lifetime)) {
+            Err(Errno::EEXIST) => dir.remove(&newborn).map(|_| dir.create(&newborn, mode_of(claim.lifetime)))?,
+            created => created,
+        };
+        let file = file.map_err(|errno| dir.trouble("to make", &newborn, errno))?;
+        // Hidden until it is flocked and filled, so that nobody takes a newborn for dead, or reads half an identifier.
+        let filled = fill(&file, claim).map_err(|errno| dir.trouble("to write", &name, errno));
+        if let Err(trouble) = filled.and_then(|()| dir.rename(&newborn, &name)) {
+            _ = dir.remove(&newborn);
+            return Err(trouble);
+        }
+        let name = NodeName::parse(&name).expect("it is made of a mark and ten digits");
+        match claim.lifetime {
+            Lifetime::Spawned => self.held.borrow_mut().push((name.clone(), Rc::new(file.into()))),
+            Lifetime::Explicit => {}
+        }
+        Ok(Place { name, token })
+    }
+
+    fn life(dir: &Dir, name: &str) -> Result<Life, Trouble> {
+        let Some(stat) = regular(dir, name)? else {
+            return Ok(Life::Missing);
+        };
+        if !is_marked(stat.st_mode) {
+            return Ok(Life::Alive);
+        }
+        let trouble = |errno| dir.trouble("to look at", name, errno);
+        let file = match dir.open_file(name) {
+            Ok(Some(file)) => file,
+            Ok(None) => return Ok(Life::Missing),
+            // What cannot be looked at cannot be told to be dead.
+            Err(Errno::EACCES) => return Ok(Life::Alive),
+            Err(errno) => return Err(trouble(errno)),
+        };
+        match file.try_lock_shared() {
+            Ok(()) => Ok(Life::Dead),
+            Err(TryLockError::WouldBlock) => Ok(Life::Alive),
+            Err(TryLockError::Error(error)) => Err(trouble(errno(&error))),
+        }
+    }
+
+    fn read_one(dir: &Dir, name: &str) -> Result<Reading, Trouble> {
+        let trouble = |errno| dir.trouble("to read", name, errno);
+        if regular(dir, name)?.is_none() {
+            return Ok(Reading::Missing);
+        }
+        let file = match dir.open_file(name) {
+            Ok(Some(file)) => file,
+            Ok(None) => return Ok(Reading::Missing),
+            Err(Errno::EACCES) => return Ok(Reading::Forbidden),
+            Err(errno) => return Err(trouble(errno)),
+        };
+        let stat = fstat(&file).map_err(trouble)?;
+        let mut identifier = Vec::new();
+        Read::take(&file, Identifier::LONGEST as u64).read_to_end(&mut identifier).map_err(|error| trouble(errno(&error)))?;
+        let since = Duration::new(stat.st_mtime.try_into().unwrap_or(0), stat.st_mtime_nsec.try_into().unwrap_or(0));
+        Ok(Reading::There(Contender {
+            identifier: Identifier(identifier),
+            since: SystemTime::UNIX_EPOCH + since,
+            version: version(&stat),
+        }))
+    }
+
+    fn remove(dir: &Dir, name: &str, expected: Expected) -> Result<Removal, Trouble> {
+        let Some(stat) = regular(dir, name)? else {
+            return Ok(Removal::Missing);
+        };
+        if let Expected::Version(expected) = expected
+            && expected != version(&stat)
+        {
+            return Ok(Removal::Changed);
+        }
+        // The directory's mode may well allow it, but that is for coming and going.
+        let us = geteuid();
+        if !us.is_root() && us.as_raw() != stat.st_uid {
+            let what = format!("to remove {}", dir.path().join(name).display());
+            return Err(Trouble::said(what, format!("it belongs to user {}", stat.st_uid)));
+        }
+        match dir.remove(name)? {
+            true => Ok(Removal::Removed),
+            false => Ok(Removal::Missing),
+        }
+    }
+}
+
+impl Store for Directory {
+    async fn enter(&self, lock: &LockPath, claim: &Claim, give_up: impl Future<Output = ()>) -> Result<Entry, StoreError> {
+        let mut give_up = pin!(give_up);
+        let mut deletions = 0;
+        loop {
+            let (dir, tokens) = self.make(lock)?;
+            let turnstiles = async {
+                self.turnstile(&dir).await?;
+                self.turnstile(&tokens).await
+            };
+            tokio::select! {
+                biased;
+                () = give_up.as_mut() => return Ok(Entry::GaveUp),
+                passed = turnstiles => passed?,
+            }
+            match self.come_in(&dir, &tokens, claim) {
+                Ok(place) => return Ok(Entry::In(place)),
+                // Somebody deleted the directory that we were in.
+                Err(trouble) if trouble.is_absence() && deletions < DELETIONS => deletions += 1,
+                Err(trouble) => return Err(self.refused(trouble)),
+            }
+        }
+    }
+
+    async fn contenders(&self, lock: &LockPath) -> Result<Queue, StoreError> {
+        let dir = self.find(lock)?.ok_or_else(|| StoreError::NoLock(lock.clone()))?;
+        let mut names = dir.names().map_err(|trouble| self.refused(trouble))?;
+        let mut trouble = None;
+        names.retain(|name| {
+            if name.starts_with(HIDDEN) {
+                return false;
+            }
+            if NodeName::parse(name).is_none() {
+                return true;
+            }
+            match Self::life(&dir, name) {
+                Ok(Life::Alive) => true,
+                // Where it belongs to somebody else it may have to stay, but it stands in nobody's way.
+                Ok(Life::Dead) => {
+                    _ = dir.remove(name);
+                    false
+                }
+                Ok(Life::Missing) => false,
+                Err(error) => {
+                    trouble = Some(error);
+                    true
+                }
+            }
+        });
+        match trouble {
+            Some(trouble) => Err(self.refused(trouble)),
+            None => Ok(Queue::new(names)),
+        }
+    }
+
+    async fn read(&self, lock: &LockPath, names: &[NodeName]) -> Result<Vec<Reading>, StoreError> {
+        match self.find(lock)? {
+            Some(dir) => {
+                let readings = names.iter().map(|name| Self::read_one(&dir, name.as_str()));
+                readings.collect::<Result<_, _>>().map_err(|trouble| self.refused(trouble))
+            }
+            None => Ok(vec![Reading::Missing; names.len()]),
+        }
+    }
+
+    async fn gone(&self, lock: &LockPath, name: &NodeName) -> Result<(), StoreError> {
+        let name = name.as_str();
+        let mut pause = FIRST_PAUSE;
+        let mut watch = None;
+        loop {
+            let Some(dir) = self.find(lock)? else {
+                return Ok(());
+            };
+            if watch.is_none() {
+                // Without one we look again and again; it is tried again too, for others give theirs back.
+                watch = Watch::new(&dir, name).ok();
+            }
+            match Self::life(&dir, name).map_err(|trouble| self.refused(trouble))? {
+                Life::Alive => {}
+                Life::Dead | Life::Missing => return Ok(()),
+            }
+            drop(dir);
+            let event = async {
+                match &watch {
+                    Some(watch) => watch.event().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                happened = event => {
+                    pause = FIRST_PAUSE;
+                    if happened.is_err() {
+                        watch = None;
+                    }
+                }
+                () = sleep(pause) => pause *= 2,
+            }
+            pause = pause.min(if watch.is_some() { LONGEST_PAUSE } else { LONGEST_PAUSE_UNWATCHED });
+        }
+    }
+
+    async fn leave(&self, lock: &LockPath, name: &NodeName, expected: Expected) -> Result<Removal, StoreError> {
+        let not_removed = |Trouble { cause, .. }| {
+            let (node, place) = (lock.node(name), self.place());
+            StoreError::NotRemoved { node, place, cause }
+        };
+        let removal = match self.find(lock)? {
+            Some(dir) => Self::remove(&dir, name.as_str(), expected).map_err(not_removed)?,
+            None => Removal::Missing,
+        };
+        self.held.borrow_mut().retain(|(held, _)| held != name);
+        Ok(removal)
+    }
+
+    fn heirloom(&self, name: &NodeName) -> Option<Rc<OwnedFd>> {
+        self.held.borrow().iter().find(|(held, _)| held == name).map(|(_, file)| Rc::clone(file))
+    }
+}
+
+fn segments(path: &AbsolutePath) -> impl Iterator<Item = &str> {
+    path.as_str().split('/').filter(|segment| !segment.is_empty())
+}
+
+/// Higher than every token so far. The clock lets it grow where the last one is lost (a reboot empties `/run`), the last one
+/// where the clock was set back.
+fn next_token(tokens: &Dir) -> Result<FencingToken, Trouble> {
+    let names = tokens.names()?;
+    let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let now = u64::try_from(since_epoch.as_micros()).unwrap_or(u64::MAX);
+    let token = mark::highest(&names).map_or(now, |last| now.max(last.saturating_add(1)));
+    mark::advance(tokens, &names, token)?;
+    Ok(FencingToken(token))
+}
+
+/// The number after the last one, which may have left already. The highest number is handed out again and again, as
+/// ZooKeeper does it; nobody holds by it.
+fn next_sequence(names: &[String]) -> Sequence {
+    let there = names.iter().filter_map(|name| NodeName::parse(name)).map(|name| name.sequence());
+    let there = there.filter(|sequence| !sequence.is_used_up()).map(Sequence::number).max();
+    let last = mark::highest(names).and_then(|last| i64::try_from(last).ok()).max(there);
+    Sequence::new(last.map_or(0, |last| last.saturating_add(1).min(i32::MAX.into())))
+}
+
+fn mode_of(lifetime: Lifetime) -> u32 {
+    match lifetime {
+        Lifetime::Spawned => 0o666 | libc::S_ISVTX,
+        Lifetime::Explicit => 0o666,
+    }
+}
+
+fn is_marked(mode: u32) -> bool {
+    mode & libc::S_ISVTX != 0 && mode & 0o111 == 0
+}
+
+fn fill(mut file: &File, claim: &Claim) -> Result<(), Errno> {
+    let stat = fstat(file.as_fd())?;
+    if is_marked(stat.st_mode) != (claim.lifetime == Lifetime::Spawned) {
+        // A file system without modes.
+        return Err(Errno::EOPNOTSUPP);
+    }
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Err(Errno::EWOULDBLOCK),
+        Err(TryLockError::Error(error)) => return Err(errno(&error)),
+    }
+    file.write_all(&claim.identifier.0).map_err(|error| errno(&error))
+}
+
+/// What the kernel says of a contender's file; `None` if it is missing.
+fn regular(dir: &Dir, name: &str) -> Result<Option<FileStat>, Trouble> {
+    match dir.stat(name)? {
+        Some(stat) if stat.st_mode & libc::S_IFMT != libc::S_IFREG => {
+            let what = format!("to take {} for a contender", dir.path().join(name).display());
+            Err(Trouble::said(what, format!("it is {}", kind(&stat))))
+        }
+        stat => Ok(stat),
+    }
+}
+
+/// Different after every change of what a contender says.
+fn version(stat: &FileStat) -> i32 {
+    let mut version = stat.st_ino ^ stat.st_size.cast_unsigned();
+    for part in [stat.st_mtime, stat.st_mtime_nsec] {
+        version = version.rotate_left(23).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ part.cast_unsigned();
+    }
+    #[allow(clippy::cast_possible_truncation, reason = "any 32 bits of it will do")]
+    let version = (version ^ version >> 32) as u32;
+    version.cast_signed()
+}

@@ -1,0 +1,202 @@
+//! Where the directory is, and whether locks may be kept there.
+
+use std::env;
+use std::ffi::OsString;
+use std::fmt;
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::sys::stat::fstat;
+use nix::sys::statfs::fstatfs;
+use nix::unistd::{AccessFlags, Uid, access, geteuid};
+
+use super::dir::{Dir, Trouble};
+use crate::lock::{AbsolutePath, PathError, StoreError};
+
+/// The directory that holds everything.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Root {
+    /// The default: one for each user, and for nobody else.
+    Own,
+    Named(AbsolutePath),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RootError {
+    #[error("a directory is written file:///ABSOLUTE/DIR, or file: for the default one")]
+    Form,
+    #[error("the directory {0:?} is not usable: {1}")]
+    Path(String, PathError),
+}
+
+impl Root {
+    /// Parses what follows `file:`. It is taken as it stands: nothing is decoded.
+    pub fn parse(rest: &str) -> Result<Root, RootError> {
+        if rest.is_empty() {
+            return Ok(Root::Own);
+        }
+        let path = rest.strip_prefix("//").filter(|path| path.starts_with('/')).ok_or(RootError::Form)?;
+        AbsolutePath::parse(path).map(Root::Named).map_err(|error| RootError::Path(path.to_owned(), error))
+    }
+
+    pub fn path(&self) -> PathBuf {
+        match self {
+            Root::Own => {
+                let is_ours = |parent: &Path| access(parent, AccessFlags::W_OK | AccessFlags::X_OK).is_ok();
+                own_path(env::var_os("XDG_RUNTIME_DIR"), geteuid(), is_ours)
+            }
+            Root::Named(path) => PathBuf::from(path.as_str()),
+        }
+    }
+
+    /// Opens it; `None` if it is missing.
+    pub fn open(&self, path: &Path) -> Result<Option<Dir>, Trouble> {
+        let Some(dir) = Dir::at(path)? else {
+            return Ok(None);
+        };
+        if *self == Root::Own {
+            let stat = fstat(dir.fd()).map_err(|errno| Trouble::new(format!("to look at {}", path.display()), errno))?;
+            let us = geteuid();
+            if stat.st_uid != us.as_raw() {
+                return Err(Trouble::said(format!("to use {}", path.display()), format!("it belongs to user {}", stat.st_uid)));
+            }
+            if stat.st_mode & 0o022 != 0 {
+                return Err(Trouble::said(format!("to use {}", path.display()), "others may write to it"));
+            }
+        }
+        Ok(Some(dir))
+    }
+
+    /// Opens it, and makes it where it is missing.
+    pub fn make(&self, path: &Path) -> Result<Dir, Trouble> {
+        if let Some(dir) = self.open(path)? {
+            return Ok(dir);
+        }
+        let mut builder = DirBuilder::new();
+        match self {
+            Root::Own => builder.mode(0o700),
+            Root::Named(_) => builder.recursive(true),
+        };
+        let what = || format!("to make {}", path.display());
+        match builder.create(path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(Trouble::new(what(), Errno::from_raw(error.raw_os_error().unwrap_or_default()))),
+        }
+        self.open(path)?.ok_or_else(|| Trouble::new(what(), Errno::ENOENT))
+    }
+}
+
+/// As `-s` takes it.
+impl fmt::Display for Root {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Root::Own => f.write_str("file:"),
+            Root::Named(path) => write!(f, "file://{path}"),
+        }
+    }
+}
+
+fn own_path(runtime: Option<OsString>, user: Uid, is_ours: impl Fn(&Path) -> bool) -> PathBuf {
+    // A relative one is to be ignored, says its specification.
+    if let Some(runtime) = runtime.filter(|runtime| runtime.as_bytes().starts_with(b"/")) {
+        return Path::new(&runtime).join("syncd-spawn");
+    }
+    let name = format!("syncd-spawn-{user}");
+    let preferred = Path::new("/run/lock");
+    match preferred.join(&name) {
+        path if path.is_dir() || is_ours(preferred) => path,
+        _ => Path::new("/tmp").join(name),
+    }
+}
+
+/// Refuses what other hosts may see as well: their flocks and our inotify do not meet there.
+pub fn check_file_system(dir: &Dir, place: &str) -> Result<(), StoreError> {
+    let unsuitable = |why| StoreError::Unsuitable { place: place.to_owned(), why };
+    // The kernel's type differs by architecture; the numbers have 32 bits on all of them.
+    let number = fstatfs(dir.fd()).map_err(|errno| unsuitable(format!("its file system cannot be told: {errno}")))?;
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the upper half is empty")]
+    match shared_file_system(number.filesystem_type().0 as u32) {
+        Some(name) => Err(unsuitable(format!(
+            "{} is on {name}, which other hosts may share without seeing our locks",
+            dir.path().display()
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// File systems that another host may have mounted too, or that a program answers for; after the list of GNU coreutils.
+fn shared_file_system(number: u32) -> Option<&'static str> {
+    Some(match number {
+        0x0000_6969 => "NFS",
+        0x0000_517b | 0xfe53_4d42 | 0xff53_4d42 => "SMB",
+        0x0102_1997 => "9p",
+        0x6573_5546 => "FUSE",
+        0x00c3_6400 => "Ceph",
+        0x5346_414f | 0x6b41_4653 => "AFS",
+        0x7375_7245 => "Coda",
+        0x0000_564c => "NCP",
+        0x0116_1970 => "GFS2",
+        0x7461_636f => "OCFS2",
+        0x0bd0_0bd0 => "Lustre",
+        0x4750_4653 => "GPFS",
+        0x1983_0326 => "BeeGFS",
+        0xaad7_aaea => "PanFS",
+        0x2003_0528 => "OrangeFS",
+        0x6163_6673 => "ACFS",
+        0xa501_fcf5 => "VxFS",
+        0x0130_11a8 => "IBRIX",
+        0xbeef_dead => "StorNext",
+        0x786f_4256 => "a folder of VirtualBox",
+        0xbacb_acbc => "a folder of VMware",
+        0x7c7c_6673 => "a folder of Parallels",
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_root_is_an_absolute_directory_or_the_default() {
+        assert_eq!(Root::parse(""), Ok(Root::Own));
+        for text in ["///a", "///a/b/", "///"] {
+            let path = text[2..].trim_end_matches('/');
+            let expected = if path.is_empty() { "file:///".to_owned() } else { format!("file://{path}") };
+            assert_eq!(Root::parse(text).unwrap().to_string(), expected);
+        }
+        for text in ["relative", "/a", "//", "//host/a", "//host", " "] {
+            assert_eq!(Root::parse(text), Err(RootError::Form), "{text}");
+        }
+        assert!(matches!(Root::parse("///a/../b"), Err(RootError::Path(..))));
+    }
+
+    #[test]
+    fn the_default_is_each_users_own() {
+        let user = Uid::from_raw(u32::MAX - 7);
+        let own = |runtime: Option<&str>, lock_is_ours: bool| {
+            own_path(runtime.map(OsString::from), user, |_| lock_is_ours).to_str().unwrap().to_owned()
+        };
+        assert_eq!(own(Some("/run/user/7"), true), "/run/user/7/syncd-spawn");
+        for runtime in [None, Some(""), Some("relative")] {
+            assert_eq!(own(runtime, true), "/run/lock/syncd-spawn-4294967288");
+            assert_eq!(own(runtime, false), "/tmp/syncd-spawn-4294967288");
+        }
+    }
+
+    #[test]
+    fn a_file_system_that_other_hosts_share_is_known_by_its_number() {
+        for (name, number) in [("NFS", 0x6969), ("SMB", 0xff53_4d42), ("9p", 0x0102_1997), ("FUSE", 0x6573_5546)] {
+            assert_eq!(shared_file_system(number), Some(name));
+        }
+        let local = [("ext4", 0xef53), ("tmpfs", 0x0102_1994), ("overlay", 0x794c_7630), ("xfs", 0x5846_5342)];
+        for (name, number) in local.into_iter().chain([("btrfs", 0x9123_683e), ("zfs", 0x2fc1_2fc1), ("ramfs", 0x8584_58f6)]) {
+            assert_eq!(shared_file_system(number), None, "{name}");
+        }
+    }
+}
