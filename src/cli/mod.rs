@@ -4,11 +4,12 @@ mod native;
 mod values;
 
 use std::ffi::OsString;
+use std::fmt;
 use std::time::Duration;
 
 use crate::lock::{AbsolutePath, Identifier, LockPath, Mode, NodePath};
 use crate::report::Verbosity;
-use crate::store::Servers;
+use crate::store::{Root, Servers};
 
 /// What was asked for, checked.
 #[derive(Debug)]
@@ -22,9 +23,29 @@ pub struct Request {
 
 /// Where the queues are kept.
 #[derive(Clone, Debug)]
-pub struct Address {
-    pub servers: Servers,
-    pub chroot: AbsolutePath,
+pub enum Address {
+    ZooKeeper { servers: Servers, chroot: AbsolutePath },
+    Directory { root: Root, chroot: AbsolutePath },
+}
+
+impl Address {
+    /// Where it is, for messages.
+    pub fn place(&self) -> String {
+        match self {
+            Address::ZooKeeper { servers, .. } => servers.to_string(),
+            Address::Directory { root, .. } => root.to_string(),
+        }
+    }
+}
+
+/// As it is typed.
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::ZooKeeper { servers, chroot } => write!(f, "-s {servers} -c {chroot}"),
+            Address::Directory { root, chroot } => write!(f, "-s {root} -c {chroot}"),
+        }
+    }
 }
 
 #[derive(Debug)]

@@ -13,7 +13,7 @@ use super::{Action, Address, Answer, Request, Wait, WaitLimit, Wish};
 use crate::exit;
 use crate::lock::{AbsolutePath, Identifier, LockPath, Mode, NodePath};
 use crate::report::Verbosity;
-use crate::store::Servers;
+use crate::store::Location;
 
 const DEFAULT_CHROOT: &str = "/devops";
 
@@ -30,6 +30,7 @@ Examples:
   syncd-spawn -n /test -C 'test' -l rlock sleep 5
   syncd-spawn -s localhost:2181 -c /test -i \"test lock1\" rlock /mylock
   syncd-spawn list /mylock -s h:2181
+  syncd-spawn -s file: -n /nightly -- backup --all
 
 Exit status:
   the command's   it ran and ended by itself
@@ -74,21 +75,23 @@ struct Native {
 
 #[derive(Args)]
 #[command(next_help_heading = "Connection")]
+#[allow(clippy::doc_markdown, reason = "it is read on a terminal")]
 struct Connection {
-    /// ZooKeeper servers
+    /// ZooKeeper servers, or a directory of this host
     ///
     /// HOST:PORT[,HOST:PORT]...[/CHROOT], with zk:// or tcp:// before it or not; the port is 2181 where none is given, an
-    /// IPv6 address stands in brackets.
+    /// IPv6 address stands in brackets. file:///DIR keeps the locks in a directory of this host, without a server; file: in
+    /// $XDG_RUNTIME_DIR/syncd-spawn, or without that variable in /run/lock or /tmp, in a directory of this user.
     #[arg(
         short,
         long,
         global = true,
         env = "SYNCD_SPAWN_SERVERS",
         default_value = "localhost:2181",
-        value_parser = Servers::parse
+        value_parser = Location::parse
     )]
-    servers: Servers,
-    /// ZooKeeper chroot of all paths [default: /devops]
+    servers: Location,
+    /// What all paths are below [default: /devops]
     ///
     /// Made where it is missing. / is no chroot. An error if the servers end in another one.
     #[arg(short, long, global = true, env = "SYNCD_SPAWN_CHROOT", value_parser = chroot)]
@@ -324,15 +327,20 @@ fn wait(waiting: &Waiting, given: Option<&str>) -> Result<Wait, Answer> {
 }
 
 fn address(connection: Connection) -> Result<Address, Answer> {
-    let Connection { mut servers, chroot } = connection;
-    let chroot = match (servers.chroot.take(), chroot) {
-        (Some(inside), Some(given)) if inside != given => {
-            return usage(format!("--servers ends in the chroot {inside} and --chroot says {given}; give one"));
+    let default = || AbsolutePath::parse(DEFAULT_CHROOT).expect("the default is well formed");
+    match (connection.servers, connection.chroot) {
+        (Location::Directory(root), chroot) => Ok(Address::Directory { root, chroot: chroot.unwrap_or_else(default) }),
+        (Location::ZooKeeper(mut servers), given) => {
+            let chroot = match (servers.chroot.take(), given) {
+                (Some(inside), Some(given)) if inside != given => {
+                    return usage(format!("--servers ends in the chroot {inside} and --chroot says {given}; give one"));
+                }
+                (Some(chroot), _) | (None, Some(chroot)) => chroot,
+                (None, None) => default(),
+            };
+            Ok(Address::ZooKeeper { servers, chroot })
         }
-        (Some(chroot), _) | (None, Some(chroot)) => chroot,
-        (None, None) => AbsolutePath::parse(DEFAULT_CHROOT).expect("the default is well formed"),
-    };
-    Ok(Address { servers, chroot })
+    }
 }
 
 /// Nothing and `/` are no chroot.

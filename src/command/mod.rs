@@ -21,7 +21,7 @@ use crate::lock::{
     AcquireError, Claim, Happening, Lifetime, Limit, LockPath, NodeName, Patience, Place, Reading, Store, StoreError, acquire,
 };
 use crate::report::{self, Verbosity};
-use crate::store::ZooKeeper;
+use crate::store::{Directory, ZooKeeper};
 use crate::supervise::Signals;
 
 /// How long `unlock` and `list` wait for an answer where no limit was given.
@@ -45,21 +45,28 @@ pub async fn run(request: Request, signals: Signals) -> Result<exit::Result, Err
         Action::Spawn { wish, .. } | Action::Lock(wish) => limit(wish.wait.limit),
         Action::Unlock { wait, .. } | Action::List { wait, .. } => limit(wait.limit),
     };
-    let connecting = ZooKeeper::connect(address.servers.clone(), address.chroot.clone(), limit, release_timeout);
-    let store = match context.unless_asked_to_end(connecting).await? {
-        Ok(store) => store?,
-        Err(signal) => return Ok(exit::Result::Interrupted(signal)),
-    };
-    let result = match action {
-        Action::Spawn { wish, words, kill_after } => spawn::spawn(&store, &wish, &words, kill_after, limit, &mut context).await,
-        Action::Lock(wish) => lock::lock(&store, &wish, limit, &mut context).await,
-        Action::Unlock { nodes, identifier, .. } => {
-            unlock::unlock(&store, &nodes, identifier.as_ref(), limit, &mut context).await
+    match address.clone() {
+        Address::ZooKeeper { servers, chroot } => {
+            let connecting = ZooKeeper::connect(servers, chroot, limit, release_timeout);
+            let store = match context.unless_asked_to_end(connecting).await? {
+                Ok(store) => store?,
+                Err(signal) => return Ok(exit::Result::Interrupted(signal)),
+            };
+            let result = act(&store, action, limit, &mut context).await;
+            store.close().await;
+            result
         }
-        Action::List { lock, .. } => list::list(&store, &lock, limit, &mut context).await,
-    };
-    store.close().await;
-    result
+        Address::Directory { root, chroot } => act(&Directory::new(root, chroot, limit), action, limit, &mut context).await,
+    }
+}
+
+async fn act<S: Store>(store: &S, action: Action, limit: Limit, context: &mut Context<'_>) -> Result<exit::Result, Error> {
+    match action {
+        Action::Spawn { wish, words, kill_after } => spawn::spawn(store, &wish, &words, kill_after, limit, context).await,
+        Action::Lock(wish) => lock::lock(store, &wish, limit, context).await,
+        Action::Unlock { nodes, identifier, .. } => unlock::unlock(store, &nodes, identifier.as_ref(), limit, context).await,
+        Action::List { lock, .. } => list::list(store, &lock, limit, context).await,
+    }
 }
 
 fn limit(limit: WaitLimit) -> Limit {
@@ -88,7 +95,7 @@ impl Context<'_> {
             Limit::At(instant) => instant,
             Limit::Never | Limit::Once => Instant::now() + LOOK_TIMEOUT,
         };
-        let place = self.address.servers.to_string();
+        let place = self.address.place();
         self.unless_asked_to_end(async {
             let no_answer = || StoreError::Unreachable { place, cause: "no answer in time".to_owned() };
             timeout_at(until, looking).await.unwrap_or_else(|_| Err(no_answer()))
@@ -173,18 +180,16 @@ fn tell(address: &Address, happening: &Happening<'_>) {
 
 /// A node that could not be removed, with the line that will.
 fn say_what_is_left(address: &Address, error: &StoreError) {
-    let Address { servers, chroot } = address;
     match error {
         StoreError::NotRemoved { node, .. } => {
-            report::line(format_args!("hint: syncd-spawn -s {servers} -c {chroot} unlock {node}"));
+            report::line(format_args!("hint: syncd-spawn {address} unlock {node}"));
         }
         StoreError::Unsettled { prefix, .. } => {
             let lock = prefix.rsplit_once('/').map_or(prefix.as_str(), |(lock, _)| lock);
-            report::line(format_args!(
-                "hint: syncd-spawn -s {servers} -c {chroot} list {lock} shows whether there is one; unlock removes it"
-            ));
+            report::line(format_args!("hint: syncd-spawn {address} list {lock} shows whether there is one; unlock removes it"));
         }
-        StoreError::Unreachable { .. } | StoreError::Refused { .. } | StoreError::Unsuitable { .. } | StoreError::NoLock(_) => {}
+        StoreError::Unreachable { .. } | StoreError::Refused { .. } | StoreError::Unsuitable { .. } | StoreError::NoLock(_) => {
+        }
     }
 }
 

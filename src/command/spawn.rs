@@ -43,6 +43,10 @@ pub async fn spawn<S: Store>(
         }
     };
     let program = Program::new(words, &variables(wish, &node, &place)).map_err(SuperviseError::Exec);
+    let program = program.and_then(|program| match store.heirloom(&place.name) {
+        Some(heirloom) => program.inherits(&*heirloom).map_err(SuperviseError::Fork),
+        None => Ok(program),
+    });
     let ran = match program {
         Ok(program) => supervise(&program, rules, &mut context.signals, lost).await,
         Err(error) => Err(error),
