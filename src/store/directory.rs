@@ -33,7 +33,7 @@ use tracing::warn;
 
 use self::dir::{Dir, Trouble, errno, kind};
 pub use self::root::{Root, RootError};
-use self::watch::Watch;
+use self::watch::Watches;
 use crate::lock::{
     AbsolutePath, Claim, Contender, Entry, Expected, FencingToken, Identifier, Lifetime, Limit, LockPath, NodeName, Place,
     Queue, Reading, Removal, Sequence, Store, StoreError,
@@ -56,6 +56,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 const LONGEST_PAUSE_UNWATCHED: Duration = Duration::from_millis(50);
 
+/// How old a run is before its own lock is watched.
+const WATCH_AFTER: Duration = Duration::from_millis(50);
+
 /// A directory of this host, below a chroot.
 pub struct Directory {
     root: Root,
@@ -64,6 +67,7 @@ pub struct Directory {
     limit: Limit,
     /// The files that we have flocked.
     held: RefCell<Vec<(NodeName, Rc<OwnedFd>)>>,
+    watches: Watches,
 }
 
 /// What became of a contender.
@@ -79,7 +83,7 @@ impl Directory {
     /// Nothing is looked at before it is needed. `limit` is how long the turnstile may be waited for.
     pub fn new(root: Root, chroot: AbsolutePath, limit: Limit) -> Directory {
         let path = root.path();
-        Directory { root, path, chroot, limit, held: RefCell::default() }
+        Directory { root, path, chroot, limit, held: RefCell::default(), watches: Watches::default() }
     }
 
     fn place(&self) -> String {
@@ -313,7 +317,7 @@ impl Store for Directory {
             };
             if watch.is_none() {
                 // Without one we look again and again; it is tried again too, for others give theirs back.
-                watch = Watch::new(&dir, name).ok();
+                watch = self.watches.arm(&dir, name).ok();
             }
             match Self::life(&dir, name).map_err(|trouble| self.refused(trouble))? {
                 Life::Alive => {}
@@ -337,6 +341,12 @@ impl Store for Directory {
             }
             pause = pause.min(if watch.is_some() { LONGEST_PAUSE } else { LONGEST_PAUSE_UNWATCHED });
         }
+    }
+
+    async fn lost(&self, lock: &LockPath, name: &NodeName) -> Result<(), StoreError> {
+        // The kernel takes milliseconds to close a watch, and a short command is to be spared them.
+        sleep(WATCH_AFTER).await;
+        self.gone(lock, name).await
     }
 
     async fn leave(&self, lock: &LockPath, name: &NodeName, expected: Expected) -> Result<Removal, StoreError> {

@@ -120,8 +120,10 @@ pub struct Program {
     heirloom: Option<OwnedFd>,
 }
 
-/// Where an inherited descriptor is out of the way of scripts that number theirs, or at least of the standard streams.
-const OUT_OF_THE_WAY: [i32; 3] = [900, 200, 3];
+/// Where an inherited descriptor is out of the way of scripts, which number theirs from 3 and have bash number them from 10;
+/// and where that is beyond a limit, at least of the standard streams. From 64 on the kernel makes a larger table, and takes
+/// milliseconds for it where there was another thread.
+const OUT_OF_THE_WAY: [i32; 2] = [50, 3];
 
 impl Program {
     /// `words` are the command and its arguments, one at least; `variables` are added to our environment, or replace what is

@@ -2,15 +2,17 @@
 
 use std::fmt::{self, Display};
 use std::fs::{File, TryLockError};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use nix::dir::Dir as Listing;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{FileStat, Mode, fchmod, fstat, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
-use tokio::task::spawn_blocking;
+use tokio::sync::oneshot;
 
 pub struct Dir {
     fd: OwnedFd,
@@ -99,11 +101,8 @@ impl Dir {
         let file = File::from(self.fd.try_clone().map_err(|error| trouble(errno(&error)))?);
         match file.try_lock() {
             Ok(()) => Ok(()),
-            // Whoever is in there may have been stopped, so another thread waits; nobody waits for that one.
-            Err(TryLockError::WouldBlock) => match spawn_blocking(move || file.lock()).await {
-                Ok(locked) => locked.map_err(|error| trouble(errno(&error))),
-                Err(_) => Err(trouble(Errno::ECANCELED)),
-            },
+            // Whoever is in there may have been stopped.
+            Err(TryLockError::WouldBlock) => elsewhere(move || file.lock()).await.map_err(|error| trouble(errno(&error))),
             Err(TryLockError::Error(error)) => Err(trouble(errno(&error))),
         }
     }
@@ -170,7 +169,17 @@ impl Dir {
     }
 }
 
-pub fn errno(error: &std::io::Error) -> Errno {
+/// Waits for something that the kernel blocks for, on a thread that nobody waits for when it is no longer wanted.
+///
+/// # Cancellation
+/// May be dropped; what the work holds is given up when it is done.
+pub async fn elsewhere<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    let (done, result) = oneshot::channel();
+    thread::Builder::new().name("flock".to_owned()).spawn(move || _ = done.send(work()))?;
+    result.await.unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))
+}
+
+pub fn errno(error: &io::Error) -> Errno {
     Errno::from_raw(error.raw_os_error().unwrap_or_default())
 }
 

@@ -1,16 +1,33 @@
 //! Being woken when something happens to one file, without polling.
 
+use std::cell::RefCell;
 use std::io;
+use std::os::fd::AsFd;
 
 use nix::errno::Errno;
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 use tokio::net::unix::pipe::Receiver;
 
 use super::dir::Dir;
 
-/// A watch on a contender's file.
-pub struct Watch {
+/// What watches are made with. They are kept for the next one: a user may not have many, and the kernel takes milliseconds to
+/// close one, which nobody is to wait for who has just come to his turn.
+#[derive(Default)]
+pub struct Watches {
+    spare: RefCell<Vec<Instance>>,
+}
+
+struct Instance {
+    inotify: Inotify,
     events: Receiver,
+}
+
+/// A watch on a contender's file.
+pub struct Watch<'w> {
+    watches: &'w Watches,
+    /// Always there but at the very end.
+    instance: Option<Instance>,
+    watched: WatchDescriptor,
 }
 
 /// What may end a contender: a change of its links, the close of its last writer, its own end.
@@ -23,34 +40,64 @@ const OF_FILE: AddWatchFlags = AddWatchFlags::IN_ATTRIB
 const OF_DIRECTORY: AddWatchFlags =
     AddWatchFlags::IN_DELETE.union(AddWatchFlags::IN_CLOSE_WRITE).union(AddWatchFlags::IN_MOVED_FROM);
 
-impl Watch {
+impl Instance {
+    fn new() -> io::Result<Instance> {
+        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
+        // It is read like a pipe, and tokio asks no more of what it is to wait for.
+        let events = Receiver::from_owned_fd_unchecked(inotify.as_fd().try_clone_to_owned()?)?;
+        Ok(Instance { inotify, events })
+    }
+}
+
+impl Watches {
     /// Arms a watch on a file, or on its whole directory where the file may not be read.
     ///
     /// # Errors
     /// The file is missing, or the kernel has no more watches for this user.
-    pub fn new(dir: &Dir, name: &str) -> io::Result<Watch> {
-        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
-        match inotify.add_watch(&dir.path().join(name), OF_FILE) {
-            Err(Errno::EACCES) => inotify.add_watch(dir.path(), OF_DIRECTORY)?,
-            added => added?,
+    pub fn arm(&self, dir: &Dir, name: &str) -> io::Result<Watch<'_>> {
+        let spare = self.spare.borrow_mut().pop();
+        let instance = spare.map_or_else(Instance::new, Ok)?;
+        let watched = match instance.inotify.add_watch(&dir.path().join(name), OF_FILE) {
+            Err(Errno::EACCES) => instance.inotify.add_watch(dir.path(), OF_DIRECTORY),
+            added => added,
         };
-        // It is read like a pipe, and tokio asks no more of what it is to wait for.
-        Ok(Watch { events: Receiver::from_owned_fd_unchecked(inotify.into())? })
+        match watched {
+            Ok(watched) => Ok(Watch { watches: self, instance: Some(instance), watched }),
+            Err(errno) => {
+                self.spare.borrow_mut().push(instance);
+                Err(errno.into())
+            }
+        }
     }
+}
 
-    /// Waits until something happened.
+impl Watch<'_> {
+    /// Waits until something happened, or seems to have.
     ///
     /// # Cancellation
     /// May be dropped and called again.
     pub async fn event(&self) -> io::Result<()> {
-        let mut events = [0; 4096];
+        let Some(Instance { events, .. }) = &self.instance else {
+            return std::future::pending().await;
+        };
+        let mut buffer = [0; 4096];
         loop {
-            self.events.readable().await?;
-            match self.events.try_read(&mut events) {
+            events.readable().await?;
+            match events.try_read(&mut buffer) {
                 Ok(_) => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error),
             }
+        }
+    }
+}
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        if let Some(instance) = self.instance.take() {
+            // It may have ended with its file. What it told meanwhile makes the next one look once too often, no more.
+            _ = instance.inotify.rm_watch(self.watched);
+            self.watches.spare.borrow_mut().push(instance);
         }
     }
 }
