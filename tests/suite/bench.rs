@@ -67,6 +67,10 @@ impl Bench {
         bench
     }
 
+    pub fn is_directory(&self) -> bool {
+        self.root.is_some()
+    }
+
     pub fn servers(&self) -> &str {
         &self.servers
     }
