@@ -37,7 +37,7 @@ impl Error {
             Error::Acquire(AcquireError::Nested(_)) => {
                 return Some("give the inner command another lock, or none: it runs under the outer one".to_owned());
             }
-            Error::Acquire(AcquireError::TimedOut { .. } | AcquireError::Stopped(_))
+            Error::Acquire(AcquireError::TimedOut { .. } | AcquireError::NoAnswer(_) | AcquireError::Stopped(_))
             | Error::Usage(_)
             | Error::Supervise { .. }
             | Error::Output(_)

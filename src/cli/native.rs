@@ -4,17 +4,19 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use super::values;
 use super::{Action, Address, Answer, Request, Wait, WaitLimit, Wish};
 use crate::exit;
-use crate::lock::{AbsolutePath, Identifier, LockPath, Mode, NodePath};
+use crate::lock::{AbsolutePath, Identifier, LockPath, Mode, NodePath, PathError};
 use crate::report::Verbosity;
 use crate::store::Location;
 
+/// So much of a value that is not usable is shown, in characters.
+const LONGEST_ECHO: usize = 60;
 const DEFAULT_CHROOT: &str = "/devops";
 
 const USAGE: &str = "syncd-spawn [OPTIONS] [-n NODE] [-l lock|rlock|wlock] [--] COMMAND [ARG]...
@@ -251,8 +253,19 @@ impl From<LockType> for Mode {
     }
 }
 
+fn command() -> clap::Command {
+    let mut command = Native::command().bin_name("syncd-spawn");
+    let is_empty = |arg: &clap::Arg| arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
+    let empty: Vec<_> = command.get_arguments().filter(|arg| is_empty(arg)).map(|arg| arg.get_id().clone()).collect();
+    for id in empty {
+        // A variable that is set to nothing says nothing.
+        command = command.mut_arg(id, |arg| arg.env(None::<&str>));
+    }
+    command
+}
+
 pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, Answer> {
-    let matches = Native::command().try_get_matches_from(words).map_err(|error| answer(&error))?;
+    let matches = command().try_get_matches_from(words).map_err(|error| answer(&error))?;
     let from_line = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
     if let Some(subcommand) = matches.subcommand_name() {
         for (id, option) in [("node", "--node"), ("lock_type", "--lock-type"), ("kill_after", "--kill-after")] {
@@ -274,7 +287,7 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, Answe
     }
     let native = Native::from_arg_matches(&matches).map_err(|error| answer(&error))?;
     let wait = wait(&native.waiting, limits.first().copied())?;
-    let address = address(native.connection)?;
+    let address = address(native.connection, from_line)?;
     let Common { identifier, verbose, quiet } = native.common;
     let verbosity = if quiet { Verbosity::Quiet } else { Verbosity::Verbose(verbose) };
     let release_timeout = native.waiting.release_timeout;
@@ -326,41 +339,61 @@ fn wait(waiting: &Waiting, given: Option<&str>) -> Result<Wait, Answer> {
     Ok(Wait { limit, tick: waiting.retry_sleep, conflict_status: waiting.conflict_exit_code })
 }
 
-fn address(connection: Connection) -> Result<Address, Answer> {
+/// `from_line`: whether an option was typed, and is no site's default.
+fn address(connection: Connection, from_line: impl Fn(&str) -> bool) -> Result<Address, Answer> {
     let default = || AbsolutePath::parse(DEFAULT_CHROOT).expect("the default is well formed");
-    match (connection.servers, connection.chroot) {
-        (Location::Directory(root), chroot) => Ok(Address::Directory { root, chroot: chroot.unwrap_or_else(default) }),
+    let address = match (connection.servers, connection.chroot) {
+        (Location::Directory(root), chroot) => Address::Directory { root, chroot: chroot.unwrap_or_else(default) },
         (Location::ZooKeeper(mut servers), given) => {
             let chroot = match (servers.chroot.take(), given) {
-                (Some(inside), Some(given)) if inside != given => {
-                    return usage(format!("--servers ends in the chroot {inside} and --chroot says {given}; give one"));
-                }
+                (Some(inside), Some(given)) if inside != given => match (from_line("servers"), from_line("chroot")) {
+                    (true, false) => inside,
+                    (false, true) => given,
+                    (true, true) | (false, false) => {
+                        return usage(format!("--servers ends in the chroot {inside} and --chroot says {given}; give one"));
+                    }
+                },
                 (Some(chroot), _) | (None, Some(chroot)) => chroot,
                 (None, None) => default(),
             };
-            Ok(Address::ZooKeeper { servers, chroot })
+            Address::ZooKeeper { servers, chroot }
         }
+    };
+    let (Address::Directory { chroot, .. } | Address::ZooKeeper { chroot, .. }) = &address;
+    match chroot.reserved() {
+        Some(reserved) => usage(format!("the chroot {chroot} is not usable: /{reserved} is reserved")),
+        None => Ok(address),
     }
 }
 
 /// Nothing and `/` are no chroot.
-fn chroot(text: &str) -> Result<AbsolutePath, String> {
-    let path =
-        AbsolutePath::parse(if text.is_empty() { AbsolutePath::ROOT } else { text }).map_err(|error| error.to_string())?;
-    match path.is_reserved_by_zookeeper() {
-        true => Err("/zookeeper is reserved".to_owned()),
-        false => Ok(path),
-    }
+fn chroot(text: &str) -> Result<AbsolutePath, PathError> {
+    AbsolutePath::parse(if text.is_empty() { AbsolutePath::ROOT } else { text })
 }
 
 fn usage<T>(text: impl Into<String>) -> Result<T, Answer> {
     Err(Answer::Usage(format!("{}\nhint: syncd-spawn --help", text.into())))
 }
 
+/// At the top these are known, so it was a subcommand that does not know them.
+fn is_of_a_command_that_is_run(error: &clap::Error) -> bool {
+    let invalid = error.get(ContextKind::InvalidArg).map(ToString::to_string).unwrap_or_default();
+    ["-n", "--node", "-l", "--lock-type", "-k", "--kill-after"].contains(&invalid.as_str())
+}
+
 fn answer(error: &clap::Error) -> Answer {
-    let text = error.render().to_string();
+    let mut text = error.render().to_string();
+    if let Some(ContextValue::String(value)) = error.get(ContextKind::InvalidValue)
+        && let Some((longest, _)) = value.char_indices().nth(LONGEST_ECHO)
+    {
+        text = text.replace(value, &format!("{}...", &value[..longest]));
+    }
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Answer::Help(text),
+        ErrorKind::UnknownArgument if is_of_a_command_that_is_run(error) => Answer::Usage(format!(
+            "{} belongs to a command that is run, and before it is a subcommand; to run a command of that name write -- before it",
+            error.get(ContextKind::InvalidArg).map(ToString::to_string).unwrap_or_default()
+        )),
         _ => Answer::Usage(text.strip_prefix("error: ").unwrap_or(&text).trim_end().to_owned()),
     }
 }

@@ -18,13 +18,14 @@ use crate::cli::{Action, Address, Request, WaitLimit, Wish};
 use crate::error::Error;
 use crate::exit;
 use crate::lock::{
-    AcquireError, Claim, Happening, Lifetime, Limit, LockPath, NodeName, Patience, Place, Reading, Store, StoreError, acquire,
+    AcquireError, Claim, Expected, Happening, Lifetime, Limit, LockPath, NodeName, NodePath, Patience, Place, Reading, Removal,
+    Store, StoreError, acquire,
 };
 use crate::report::{self, Verbosity};
 use crate::store::{Directory, ZooKeeper};
 use crate::supervise::Signals;
 
-/// How long `unlock` and `list` wait for an answer where no limit was given.
+/// How long one look may take: that of `--no-wait`, and those of `unlock` and `list` where no limit was given.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What every command works with.
@@ -72,7 +73,7 @@ async fn act<S: Store>(store: &S, action: Action, limit: Limit, context: &mut Co
 fn limit(limit: WaitLimit) -> Limit {
     match limit {
         WaitLimit::Never => Limit::Never,
-        WaitLimit::Once => Limit::Once,
+        WaitLimit::Once => Limit::Once(Instant::now() + LOOK_TIMEOUT),
         // A limit beyond the end of the clock is none.
         WaitLimit::Within(time) => Instant::now().checked_add(time).map_or(Limit::Never, Limit::At),
     }
@@ -92,13 +93,34 @@ impl Context<'_> {
         looking: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<Result<Result<T, StoreError>, i32>, Error> {
         let until = match limit {
-            Limit::At(instant) => instant,
-            Limit::Never | Limit::Once => Instant::now() + LOOK_TIMEOUT,
+            Limit::At(instant) | Limit::Once(instant) => instant,
+            Limit::Never => Instant::now() + LOOK_TIMEOUT,
         };
         let place = self.address.place();
         self.unless_asked_to_end(async {
             let no_answer = || StoreError::Unreachable { place, cause: "no answer in time".to_owned() };
             timeout_at(until, looking).await.unwrap_or_else(|_| Err(no_answer()))
+        })
+        .await
+    }
+
+    /// Removes somebody's node, until the limit: nothing of ours is at stake, so it may be given up half-way.
+    async fn leave<S: Store>(
+        &mut self,
+        limit: Limit,
+        store: &S,
+        node: &NodePath,
+        expected: Expected,
+    ) -> Result<Result<Result<Removal, StoreError>, i32>, Error> {
+        let place = self.address.place();
+        let leaving = store.leave(&node.lock, &node.name, expected);
+        self.unless_asked_to_end(async {
+            match limit {
+                Limit::Never => leaving.await,
+                Limit::At(until) | Limit::Once(until) => timeout_at(until, leaving).await.unwrap_or_else(|_| {
+                    Err(StoreError::NotRemoved { node: node.clone(), place, cause: "no answer in time".to_owned() })
+                }),
+            }
         })
         .await
     }

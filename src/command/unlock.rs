@@ -40,7 +40,14 @@ pub async fn unlock<S: Store>(
                 continue;
             }
         };
-        match store.leave(&node.lock, &node.name, expected).await {
+        let left = match context.leave(limit, store, node, expected).await? {
+            Ok(left) => left,
+            Err(signal) => {
+                report::error(&format_args!("{node} may have been removed, or not"), None);
+                return Ok(exit::Result::Interrupted(signal));
+            }
+        };
+        match left {
             Ok(Removal::Removed) => {}
             Ok(Removal::Missing) => {
                 report::error(&format_args!("no such lock: {node}"), None);

@@ -15,8 +15,8 @@ use super::store::{Entry, Expected, Reading, Store, StoreError};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
     Never,
-    /// One look, no waiting.
-    Once,
+    /// One look, no waiting for others; and no longer than this for an answer.
+    Once(Instant),
     At(Instant),
 }
 
@@ -30,6 +30,8 @@ pub struct Patience<'s> {
 #[derive(Clone, Copy)]
 enum Over {
     TimedOut,
+    /// We did not even come to look.
+    NoAnswer,
     Stopped,
 }
 
@@ -48,14 +50,17 @@ impl<'s> Patience<'s> {
         let limit = self.limit;
         let timed_out = async {
             match limit {
-                Limit::At(instant) => sleep_until(instant).await,
-                Limit::Never | Limit::Once => std::future::pending().await,
+                Limit::At(instant) | Limit::Once(instant) => sleep_until(instant).await,
+                Limit::Never => std::future::pending().await,
             }
         };
         let over = tokio::select! {
             biased;
             () = self.stop.as_mut() => Over::Stopped,
-            () = timed_out => Over::TimedOut,
+            () = timed_out => match limit {
+                Limit::Once(_) => Over::NoAnswer,
+                Limit::At(_) | Limit::Never => Over::TimedOut,
+            },
         };
         self.over = Some(over);
         over
@@ -79,6 +84,8 @@ pub enum Happening<'a> {
 pub enum AcquireError {
     #[error("not acquired in time: {lock}{}", behind.as_ref().map(|node| format!(", behind {node}")).unwrap_or_default())]
     TimedOut { lock: LockPath, behind: Option<NodePath> },
+    #[error("no answer about {0} in time")]
+    NoAnswer(LockPath),
     #[error("stopped while waiting for {0}")]
     Stopped(LockPath),
     #[error("the numbers of {0} are used up")]
@@ -106,9 +113,15 @@ pub async fn acquire<S: Store>(
     observer: &mut dyn FnMut(Happening<'_>),
 ) -> Result<Place, AcquireError> {
     loop {
-        let entry = store.enter(lock, &claim, async { _ = patience.over().await }).await?;
-        let Entry::In(place) = entry else {
-            return Err(over(patience.over().await, lock, None));
+        let entry = store.enter(lock, &claim, async { _ = patience.over().await }).await;
+        let place = match (entry, patience.over) {
+            (Ok(Entry::In(place)), _) => place,
+            (Ok(Entry::GaveUp), _) => return Err(over(patience.over().await, lock, None)),
+            (Err(error), Some(end)) => {
+                observer(Happening::LeftBehind { error: &error });
+                return Err(over(end, lock, None));
+            }
+            (Err(error), None) => return Err(error.into()),
         };
         if place.name.sequence().is_nearly_used_up() {
             observer(Happening::NearlyUsedUp { node: lock.node(&place.name) });
@@ -116,6 +129,10 @@ pub async fn acquire<S: Store>(
         match wait(store, lock, &place, around, &mut patience, tick, observer).await {
             Ok(Turn::Ours) => return Ok(place),
             Ok(Turn::Evicted) => {
+                // Should the listing have been a stale one, nothing is left behind.
+                if let Err(error) = store.leave(lock, &place.name, Expected::Anything).await {
+                    observer(Happening::LeftBehind { error: &error });
+                }
                 observer(Happening::Evicted { node: lock.node(&place.name) });
                 claim = claim.renewed();
             }
@@ -165,7 +182,7 @@ async fn wait<S: Store>(
         if let Some(held) = queue.ahead_of(me).find(|name| around.contains(name)) {
             return Err(AcquireError::Nested(lock.node(held)));
         }
-        if patience.limit == Limit::Once {
+        if let Limit::Once(_) = patience.limit {
             return Err(over(Over::TimedOut, lock, Some(predecessor)));
         }
         let ahead = queue.ahead_of(me).count();
@@ -192,6 +209,7 @@ async fn wait<S: Store>(
 
 fn over(over: Over, lock: &LockPath, behind: Option<&NodeName>) -> AcquireError {
     match over {
+        Over::NoAnswer => AcquireError::NoAnswer(lock.clone()),
         Over::TimedOut => AcquireError::TimedOut { lock: lock.clone(), behind: behind.map(|name| lock.node(name)) },
         Over::Stopped => AcquireError::Stopped(lock.clone()),
     }

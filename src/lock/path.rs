@@ -98,9 +98,9 @@ impl AbsolutePath {
         }
     }
 
-    /// Whether the first segment belongs to ZooKeeper itself.
-    pub fn is_reserved_by_zookeeper(&self) -> bool {
-        self.first_segment() == RESERVED_BY_ZOOKEEPER
+    /// The first segment, if it belongs to ZooKeeper itself or to this program.
+    pub fn reserved(&self) -> Option<&str> {
+        Some(self.first_segment()).filter(|first| [RESERVED_BY_ZOOKEEPER, RESERVED_BY_US].contains(first))
     }
 
     fn first_segment(&self) -> &str {
@@ -133,8 +133,8 @@ impl LockPath {
         if path.is_root() {
             return Err(PathError::Root);
         }
-        if path.is_reserved_by_zookeeper() || path.first_segment() == RESERVED_BY_US {
-            return Err(PathError::Reserved(format!("/{}", path.first_segment())));
+        if let Some(reserved) = path.reserved() {
+            return Err(PathError::Reserved(format!("/{reserved}")));
         }
         if NodeName::parse(path.split_last().1).is_some() {
             return Err(PathError::IsNode);

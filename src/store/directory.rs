@@ -28,7 +28,7 @@ use std::time::{Duration, SystemTime};
 use nix::errno::Errno;
 use nix::sys::stat::{FileStat, fstat};
 use nix::unistd::geteuid;
-use tokio::time::{sleep, timeout};
+use tokio::time::{sleep, timeout, timeout_at};
 use tracing::warn;
 
 use self::dir::{Dir, Trouble, errno, kind};
@@ -43,8 +43,6 @@ use crate::lock::{
 const HIDDEN: &str = ".syncd-spawn.";
 /// The directory, beside the chroots, in which the last fencing token is kept: it outlives every lock's directory.
 const TOKENS: &str = ".syncd-spawn";
-/// Where no waiting is wanted, the turnstile may nevertheless be taken for this long.
-const TURNSTILE_PATIENCE: Duration = Duration::from_secs(15);
 /// A turnstile that is taken for this long is worth a word.
 const TURNSTILE_SLOW: Duration = Duration::from_secs(1);
 /// How often a directory may be deleted under us while we enter it.
@@ -53,7 +51,7 @@ const DELETIONS: usize = 100;
 /// first after this pause and then ever more rarely.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 /// No pause is longer where the kernel watches for us, and where it has no watch left.
-const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
+const LONGEST_PAUSE: Duration = Duration::from_hours(1);
 const LONGEST_PAUSE_UNWATCHED: Duration = Duration::from_millis(50);
 
 /// How old a run is before its own lock is watched.
@@ -140,7 +138,7 @@ impl Directory {
         let path = dir.path().display();
         warn!("another process is just entering {path}, and has been for a while: was it stopped?");
         let passed = match self.limit {
-            Limit::Once => timeout(TURNSTILE_PATIENCE, passing)
+            Limit::Once(until) => timeout_at(until, passing)
                 .await
                 .unwrap_or_else(|_| Err(Trouble::said("to let us enter", format!("{path} is flocked by another process")))),
             Limit::Never | Limit::At(_) => passing.await,

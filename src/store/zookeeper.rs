@@ -4,6 +4,7 @@
 //! session, or after the server itself said that the session has expired: from another session an unanswered create
 //! cannot be told from one that never left.
 
+mod link;
 mod session;
 
 use std::cell::RefCell;
@@ -12,50 +13,43 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::Mutex;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
-use tracing::{debug, info, warn};
-use uuid::Uuid;
-use zookeeper_client::{Acls, CreateMode, CreateOptions, Error, EventType, SessionId, SessionInfo};
+use tokio::time::{Instant, sleep, timeout_at};
+use tracing::warn;
+use zookeeper_client::{Acls, Client, CreateMode, CreateOptions, Error, EventType, SessionId};
 
-use self::session::{Failure, OpenError, Session};
+use self::link::Link;
+use self::session::{Failure, Session};
 use super::servers::Servers;
 use crate::lock::{
     AbsolutePath, Claim, Contender, Entry, Expected, FencingToken, Identifier, Limit, LockPath, NodeName, Place, Queue,
     Reading, Removal, Store, StoreError,
 };
 
-/// How long a server may take to give us a session, where another could be tried instead, and where not.
-const OPEN_TIMEOUT: Duration = Duration::from_secs(2);
-const OPEN_TIMEOUT_ALONE: Duration = Duration::from_secs(8);
 /// How long the first connection may take where no limit was given; kazoo's.
 const FIRST_CONNECTION: Duration = Duration::from_secs(15);
-/// An answer that takes longer is taken for lost.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(8);
 /// A missed wake-up costs this much at the most.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// Between two creates, once one and the next were not answered.
+const FIRST_PAUSE: Duration = Duration::from_millis(25);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// So many creates without an answer are worth a word.
+const DOUBTS_TO_TELL: u32 = 4;
 /// Requests in one flight.
 const FLIGHT: usize = 200;
 
 /// A ZooKeeper ensemble below a chroot.
 pub struct ZooKeeper {
-    servers: Servers,
+    link: Link,
     chroot: AbsolutePath,
     release_timeout: Duration,
-    link: Mutex<Link>,
-    /// What names of ours may stand in the lock's directory besides the one we know (rule R4).
-    loose: RefCell<Vec<String>>,
+    /// What names of ours may stand in a lock's directory besides the one we know (rule R4).
+    loose: RefCell<Vec<Loose>>,
 }
 
-/// The session as far as we know it.
-#[derive(Default)]
-struct Link {
-    session: Option<Rc<Session>>,
-    /// A session that the server has not called expired.
-    resume: Option<SessionInfo>,
-    trouble: String,
+#[derive(Clone)]
+struct Loose {
+    lock: LockPath,
+    prefix: String,
 }
 
 impl ZooKeeper {
@@ -72,42 +66,21 @@ impl ZooKeeper {
         limit: Limit,
         release_timeout: Duration,
     ) -> Result<ZooKeeper, StoreError> {
-        let link = Mutex::new(Link::default());
-        let store = ZooKeeper { servers, chroot, release_timeout, link, loose: RefCell::default() };
-        let until = match limit {
-            Limit::At(instant) => instant,
-            Limit::Never | Limit::Once => Instant::now() + FIRST_CONNECTION,
+        let store = ZooKeeper { link: Link::new(servers), chroot, release_timeout, loose: RefCell::default() };
+        let is_connected = match limit {
+            Limit::Once(until) => timeout_at(until, store.link.connect_once()).await.unwrap_or_default(),
+            Limit::At(until) => timeout_at(until, store.link.session()).await.is_ok(),
+            Limit::Never => timeout_at(Instant::now() + FIRST_CONNECTION, store.link.session()).await.is_ok(),
         };
-        let connected = if limit == Limit::Once {
-            let mut link = store.link.lock().await;
-            timeout_at(until, store.try_all(&mut link)).await.unwrap_or_default().is_some()
-        } else {
-            timeout_at(until, store.session()).await.is_ok()
-        };
-        match connected {
+        match is_connected {
             true => Ok(store),
-            false => Err(StoreError::Unreachable { place: store.place(), cause: store.trouble() }),
+            false => Err(StoreError::Unreachable { place: store.link.place(), cause: store.link.trouble() }),
         }
     }
 
     /// Closes the session; the nodes stay.
     pub async fn close(self) {
-        if let Some(session) = self.link.into_inner().session
-            && let Ok(session) = Rc::try_unwrap(session)
-        {
-            session.close().await;
-        }
-    }
-
-    fn place(&self) -> String {
-        self.servers.to_string()
-    }
-
-    fn trouble(&self) -> String {
-        match self.link.try_lock() {
-            Ok(link) if !link.trouble.is_empty() => link.trouble.clone(),
-            Ok(_) | Err(_) => "no answer".to_owned(),
-        }
+        self.link.close().await;
     }
 
     fn directory(&self, lock: &LockPath) -> String {
@@ -115,100 +88,7 @@ impl ZooKeeper {
     }
 
     fn refused(&self, what: impl Into<String>, error: &Error) -> StoreError {
-        StoreError::Refused { place: self.place(), what: what.into(), cause: error.to_string() }
-    }
-
-    /// A session with a live connection, however long that takes.
-    ///
-    /// # Cancellation
-    /// May be dropped.
-    async fn session(&self) -> Rc<Session> {
-        let mut link = self.link.lock().await;
-        let mut pause = FIRST_PAUSE;
-        let mut said = false;
-        loop {
-            match &link.session {
-                Some(session) if !session.is_over() => return Rc::clone(session),
-                Some(session) => info!("lost the connection to {}", session.server()),
-                None => {}
-            }
-            link.session = None;
-            if let Some(session) = self.try_all(&mut link).await {
-                if said {
-                    warn!("connected to {} again", session.server());
-                }
-                return session;
-            }
-            if pause == LONGEST_PAUSE && !said {
-                warn!("cannot reach {}: {}; trying on", self.servers, link.trouble);
-                said = true;
-            }
-            sleep(jittered(pause)).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
-        }
-    }
-
-    /// Tries every server once.
-    async fn try_all(&self, link: &mut Link) -> Option<Rc<Session>> {
-        let servers = &self.servers.servers;
-        let within = if servers.len() == 1 { OPEN_TIMEOUT_ALONE } else { OPEN_TIMEOUT };
-        let first = (Uuid::new_v4().as_u128() % servers.len() as u128) as usize;
-        let (before, after) = servers.split_at(first);
-        for server in after.iter().chain(before) {
-            let resumes = link.resume.is_some();
-            let opened = match Session::open(server, link.resume.clone(), within).await {
-                Err(OpenError::Expired) => {
-                    info!("{server} says that our session has expired");
-                    link.resume = None;
-                    Session::open(server, None, within).await
-                }
-                opened => opened,
-            };
-            match opened {
-                Ok(session) => {
-                    debug!("session {} at {server}", session.id());
-                    if resumes {
-                        // We may have come to a server that has seen less than we have; reads behind a sync are not stale.
-                        _ = timeout(within, session.call(|client| async move { client.sync("/").await })).await;
-                    }
-                    link.resume = Some(session.info().clone());
-                    return Some(Rc::clone(link.session.insert(Rc::new(session))));
-                }
-                Err(OpenError::Expired) => link.trouble = format!("{server}: no session to be had"),
-                Err(OpenError::Failed(cause)) if servers.len() == 1 => link.trouble = cause,
-                Err(OpenError::Failed(cause)) => link.trouble = format!("{server}: {cause}"),
-            }
-            debug!("{server}: {}", link.trouble);
-        }
-        None
-    }
-
-    /// Asks once, for an answer in time. What is in doubt ends the connection, so that the next request goes by a new one.
-    async fn ask<T, F>(
-        &self,
-        session: &Rc<Session>,
-        request: impl FnOnce(zookeeper_client::Client) -> F + Send + 'static,
-    ) -> Result<T, Failure>
-    where
-        T: Send + 'static,
-        F: Future<Output = Result<T, Error>> + 'static,
-    {
-        let answer = match timeout(ANSWER_TIMEOUT, session.call(request)).await {
-            Ok(answer) => answer,
-            Err(_) => Err(Failure::InDoubt(format!("no answer in {}", humantime::format_duration(ANSWER_TIMEOUT)))),
-        };
-        if let Err(Failure::InDoubt(cause)) = &answer {
-            self.give_up(session, cause).await;
-        }
-        answer
-    }
-
-    /// Has the next request go by a new connection.
-    async fn give_up(&self, session: &Rc<Session>, cause: &str) {
-        debug!("{}: {cause}", session.server());
-        let mut link = self.link.lock().await;
-        cause.clone_into(&mut link.trouble);
-        link.session.take_if(|current| Rc::ptr_eq(current, session));
+        StoreError::Refused { place: self.link.place(), what: what.into(), cause: error.to_string() }
     }
 
     /// Ready when the node was deleted (true) or something else became of it. Armed with the look, so nothing falls between.
@@ -222,7 +102,7 @@ impl ZooKeeper {
         });
         let watched = watched.await;
         if let Err(Failure::InDoubt(cause)) = &watched {
-            self.give_up(session, cause).await;
+            self.link.give_up(session, cause).await;
         }
         watched
     }
@@ -232,36 +112,19 @@ impl ZooKeeper {
         loop {
             sleep(LOOK_AGAIN).await;
             let path = path.to_owned();
-            if self.ask(session, |client| async move { client.check_stat(&path).await }).await?.is_none() {
+            if self.link.ask(session, |client| async move { client.check_stat(&path).await }).await?.is_none() {
                 return Ok(());
-            }
-        }
-    }
-
-    /// Asks for something that changes nothing, again and again until it is answered.
-    async fn look<T, F, R>(&self, request: impl Fn() -> R) -> Result<T, Error>
-    where
-        T: Send + 'static,
-        F: Future<Output = Result<T, Error>> + 'static,
-        R: FnOnce(zookeeper_client::Client) -> F + Send + 'static,
-    {
-        loop {
-            let session = self.session().await;
-            match self.ask(&session, request()).await {
-                Ok(value) => return Ok(value),
-                Err(Failure::Said(error)) => return Err(error),
-                Err(Failure::InDoubt(_)) => {}
             }
         }
     }
 
     async fn make_directory(&self, session: &Rc<Session>, directory: &str) -> Result<(), Failure> {
         let directory = directory.to_owned();
-        self.ask(session, |client| async move { client.mkdir(&directory, &persistent()).await }).await
+        self.link.ask(session, |client| async move { client.mkdir(&directory, &persistent()).await }).await
     }
 
     async fn create(&self, session: &Rc<Session>, path: String, data: Vec<u8>) -> Result<Place, Failure> {
-        let created = self.ask(session, move |client| async move {
+        let created = self.link.ask(session, move |client| async move {
             let options = CreateMode::PersistentSequential.with_acls(Acls::anyone_all());
             let (stat, sequence) = client.create(&path, &data, &options).await?;
             Ok((format!("{path}{sequence}"), stat.czxid))
@@ -272,7 +135,7 @@ impl ZooKeeper {
         }
         // No server is known to number this way; but what it made is not to be left behind.
         let odd = Error::UnexpectedError(format!("it made {path}, which is no contender's name"));
-        self.ask(session, |client| async move { client.delete(&path, None).await }).await?;
+        self.link.ask(session, |client| async move { client.delete(&path, None).await }).await?;
         Err(Failure::Said(odd))
     }
 
@@ -280,7 +143,7 @@ impl ZooKeeper {
     async fn find(&self, session: &Rc<Session>, directory: &str, prefix: &str) -> Result<Vec<Place>, Failure> {
         let path = directory.to_owned();
         let prefix = prefix.to_owned();
-        let found = self.ask(session, move |client| async move {
+        let found = self.link.ask(session, move |client| async move {
             let barrier = client.sync(&path);
             let listing = client.list_children(&path);
             barrier.await?;
@@ -303,31 +166,50 @@ impl ZooKeeper {
         Ok(places.collect())
     }
 
-    /// Removes what carries one of our loose names, but for `keep` (rules R3 and R4).
-    async fn sweep(&self, lock: &LockPath, keep: Option<&NodeName>, until: Instant) -> Result<(), StoreError> {
-        let directory = self.directory(lock);
-        let loose = self.loose.borrow().clone();
-        for prefix in loose {
-            let found = loop {
-                let session = timeout_at(until, self.session()).await.map_err(|_| self.unsettled(lock, &prefix))?;
-                match self.find(&session, &directory, &prefix).await {
-                    Ok(found) => break found,
-                    Err(Failure::Said(error)) => return Err(self.refused(format!("to list {lock}"), &error)),
-                    Err(Failure::InDoubt(_)) => {}
-                }
-            };
-            for place in found.iter().filter(|place| Some(&place.name) != keep) {
-                self.remove(lock, &place.name, Expected::Anything, until).await?;
-            }
+    /// Something of this name may stand in the lock's directory, or may have.
+    fn loosen(&self, lock: &LockPath, prefix: String) {
+        let mut loose = self.loose.borrow_mut();
+        if !loose.iter().any(|loose| loose.prefix == prefix) {
+            loose.push(Loose { lock: lock.clone(), prefix });
         }
-        if keep.is_none() {
-            self.loose.borrow_mut().clear();
+    }
+
+    fn loose_in(&self, lock: &LockPath) -> Vec<String> {
+        self.loose.borrow().iter().filter(|loose| loose.lock == *lock).map(|loose| loose.prefix.clone()).collect()
+    }
+
+    /// Removes what carries one of our loose names, but for `keep` (rules R3 and R4).
+    async fn sweep(&self, session: &Rc<Session>, lock: &LockPath, keep: Option<&NodeName>) -> Result<(), Failure> {
+        let directory = self.directory(lock);
+        for prefix in self.loose_in(lock) {
+            for place in self.find(session, &directory, &prefix).await? {
+                if Some(&place.name) == keep {
+                    continue;
+                }
+                let path = format!("{directory}/{}", place.name);
+                match self.link.ask(session, |client| async move { client.delete(&path, None).await }).await {
+                    Ok(()) | Err(Failure::Said(Error::NoNode)) => {}
+                    Err(failure) => return Err(failure),
+                }
+            }
         }
         Ok(())
     }
 
-    fn unsettled(&self, lock: &LockPath, prefix: &str) -> StoreError {
-        StoreError::Unsettled { prefix: format!("{lock}/{prefix}"), place: self.place(), cause: self.trouble() }
+    /// All of it is settled.
+    fn forget_loose(&self, lock: &LockPath) {
+        self.loose.borrow_mut().retain(|loose| loose.lock != *lock);
+    }
+
+    /// What is there of ours for all we know, when it cannot be settled.
+    fn left(&self, lock: &LockPath, entering: &Entering, cause: String) -> StoreError {
+        let place = self.link.place();
+        if let Some(Place { name, .. }) = &entering.place {
+            return StoreError::NotRemoved { node: lock.node(name), place, cause };
+        }
+        let loose = self.loose_in(lock).pop().filter(|_| entering.in_doubt.is_none());
+        let prefix = loose.unwrap_or_else(|| entering.claim.prefix());
+        StoreError::Unsettled { prefix: format!("{lock}/{prefix}"), place, cause }
     }
 
     async fn remove(
@@ -338,18 +220,18 @@ impl ZooKeeper {
         until: Instant,
     ) -> Result<Removal, StoreError> {
         let path = format!("{}/{name}", self.directory(lock));
-        let not_removed = |cause: String| StoreError::NotRemoved { node: lock.node(name), place: self.place(), cause };
+        let not_removed = |cause: String| StoreError::NotRemoved { node: lock.node(name), place: self.link.place(), cause };
         let version = match expected {
             Expected::Anything => None,
             Expected::Version(version) => Some(version),
         };
         let mut in_doubt = false;
         loop {
-            let Ok(session) = timeout_at(until, self.session()).await else {
-                return Err(not_removed(self.trouble()));
+            let Ok(session) = timeout_at(until, self.link.session()).await else {
+                return Err(not_removed(self.link.trouble()));
             };
             let path = path.clone();
-            match self.ask(&session, move |client| async move { client.delete(&path, version).await }).await {
+            match self.link.ask(&session, move |client| async move { client.delete(&path, version).await }).await {
                 Ok(()) => return Ok(Removal::Removed),
                 // The name is never used again, so it is our own delete that was carried out.
                 Err(Failure::Said(Error::NoNode)) if in_doubt => return Ok(Removal::Removed),
@@ -362,82 +244,114 @@ impl ZooKeeper {
     }
 }
 
+/// How far an entry has come.
+struct Entering {
+    claim: Claim,
+    /// The session in which a create of ours was never answered.
+    in_doubt: Option<SessionId>,
+    place: Option<Place>,
+    /// How often a create was not answered.
+    doubts: u32,
+}
+
+impl Entering {
+    /// What is never answered may be what ends the connection, so it is not asked for again and again at once.
+    fn pause(&self) -> Duration {
+        match self.doubts {
+            0 | 1 => Duration::ZERO,
+            doubts => FIRST_PAUSE.saturating_mul(1 << doubts.min(10)).min(LONGEST_PAUSE),
+        }
+    }
+}
+
 impl Store for ZooKeeper {
     async fn enter(&self, lock: &LockPath, claim: &Claim, give_up: impl Future<Output = ()>) -> Result<Entry, StoreError> {
         let directory = self.directory(lock);
-        let mut claim = claim.clone();
         let mut give_up = pin!(give_up);
-        // From here on nothing is asked for any more, only settled.
-        let mut settle_until: Option<Instant> = None;
-        // The session in which a create of ours was never answered.
-        let mut in_doubt: Option<SessionId> = None;
+        let mut entering = Entering { claim: claim.clone(), in_doubt: None, place: None, doubts: 0 };
+        // From here on nothing is asked for any more, only settled, until then.
+        let mut end: Option<(Instant, Result<Entry, StoreError>)> = None;
         loop {
-            let is_clear = in_doubt.is_none() && self.loose.borrow().is_empty();
-            let session = match settle_until {
-                Some(_) if is_clear => return Ok(Entry::GaveUp),
-                Some(until) => timeout_at(until, self.session()).await.map_err(|_| self.unsettled(lock, &claim.prefix()))?,
+            let is_clear = entering.in_doubt.is_none() && entering.place.is_none() && self.loose_in(lock).is_empty();
+            let session = match end {
+                Some((_, result)) if is_clear => return result,
+                Some((until, _)) => match timeout_at(until, self.link.session()).await {
+                    Ok(session) => session,
+                    Err(_) => return Err(self.left(lock, &entering, self.link.trouble())),
+                },
                 None => tokio::select! {
                     biased;
                     () = give_up.as_mut() => {
-                        settle_until = Some(Instant::now() + self.release_timeout);
+                        end = Some((Instant::now() + self.release_timeout, Ok(Entry::GaveUp)));
                         continue;
                     }
-                    session = self.session() => session,
+                    session = async {
+                        sleep(entering.pause()).await;
+                        self.link.session().await
+                    } => session,
                 },
             };
-            match in_doubt {
+            match entering.in_doubt {
                 Some(sent_in) if sent_in != session.id() => {
                     // The server ended that session, so the create can no longer land; but it may have landed (rule R3).
-                    self.loose.borrow_mut().push(claim.prefix());
-                    claim = claim.renewed();
-                    in_doubt = None;
+                    self.loosen(lock, entering.claim.prefix());
+                    entering.claim = entering.claim.renewed();
                 }
-                Some(_) => match self.find(&session, &directory, &claim.prefix()).await {
-                    Ok(mut found) => {
-                        in_doubt = None;
-                        self.loose.borrow_mut().push(claim.prefix());
-                        found.sort_by_key(|place| place.name.sequence());
-                        if settle_until.is_none() && !found.is_empty() {
-                            let place = found.swap_remove(0);
-                            self.sweep(lock, Some(&place.name), Instant::now() + self.release_timeout).await?;
-                            return Ok(Entry::In(place));
-                        }
+                Some(_) => match self.find(&session, &directory, &entering.claim.prefix()).await {
+                    Ok(found) => {
+                        self.loosen(lock, entering.claim.prefix());
+                        entering.place = found.into_iter().min_by_key(|place| place.name.sequence());
                     }
-                    Err(Failure::Said(error)) => return Err(self.refused(format!("to list {lock}"), &error)),
                     Err(Failure::InDoubt(_)) => continue,
+                    Err(Failure::Said(error)) => return Err(self.left(lock, &entering, error.to_string())),
                 },
                 None => {}
             }
-            if let Some(until) = settle_until {
-                self.sweep(lock, None, until).await?;
-                return Ok(Entry::GaveUp);
+            entering.in_doubt = None;
+            let keep = entering.place.as_ref().map(|place| &place.name).filter(|_| end.is_none());
+            match self.sweep(&session, lock, keep).await {
+                Ok(()) => {}
+                Err(Failure::InDoubt(_)) => continue,
+                Err(Failure::Said(error)) => return Err(self.left(lock, &entering, error.to_string())),
             }
-            let path = format!("{directory}/{}", claim.prefix());
-            let place = match self.create(&session, path, claim.identifier.0.clone()).await {
-                Ok(place) => place,
-                Err(Failure::Said(Error::NoNode)) => match self.make_directory(&session, &directory).await {
-                    Ok(()) | Err(Failure::InDoubt(_)) => continue,
-                    Err(Failure::Said(error)) => return Err(self.refused(format!("to make {directory}"), &error)),
-                },
-                Err(Failure::Said(error)) => {
-                    self.sweep(lock, None, Instant::now() + self.release_timeout).await?;
-                    return Err(self.refused(format!("to let us enter {directory}"), &error));
+            match (end.take(), &entering.place) {
+                (Some((_, result)), _) => {
+                    self.forget_loose(lock);
+                    return result;
                 }
-                Err(Failure::InDoubt(_)) => {
-                    in_doubt = Some(session.id());
-                    continue;
+                (None, Some(_)) => return Ok(Entry::In(entering.place.expect("just seen"))),
+                (None, None) => {}
+            }
+            let refused = |what: String, error| Some((Instant::now() + self.release_timeout, Err(self.refused(what, error))));
+            let path = format!("{directory}/{}", entering.claim.prefix());
+            match self.create(&session, path, entering.claim.identifier.0.clone()).await {
+                Ok(place) if self.loose_in(lock).is_empty() => return Ok(Entry::In(place)),
+                Ok(place) => {
+                    self.loosen(lock, entering.claim.prefix());
+                    entering.place = Some(place);
                 }
-            };
-            self.sweep(lock, Some(&place.name), Instant::now() + self.release_timeout).await?;
-            return Ok(Entry::In(place));
+                Err(Failure::Said(Error::NoNode)) => {
+                    if let Err(Failure::Said(error)) = self.make_directory(&session, &directory).await {
+                        end = refused(format!("to make {directory}"), &error);
+                    }
+                }
+                Err(Failure::Said(error)) => end = refused(format!("to let us enter {directory}"), &error),
+                Err(Failure::InDoubt(cause)) => {
+                    entering.in_doubt = Some(session.id());
+                    entering.doubts += 1;
+                    if entering.doubts == DOUBTS_TO_TELL {
+                        warn!("{} does not answer our request to enter {lock}: {cause}; trying on", self.link.place());
+                    }
+                }
+            }
         }
     }
 
     async fn contenders(&self, lock: &LockPath) -> Result<Queue, StoreError> {
         let directory = self.directory(lock);
-        let listing = self.look(|| {
+        let listing = self.link.look(|| {
             let directory = directory.clone();
-            |client: zookeeper_client::Client| async move { client.list_children(&directory).await }
+            |client: Client| async move { client.list_children(&directory).await }
         });
         match listing.await {
             Ok(names) => Ok(Queue::new(names)),
@@ -450,9 +364,9 @@ impl Store for ZooKeeper {
         let mut readings = Vec::with_capacity(names.len());
         for flight in names.chunks(FLIGHT) {
             let paths: Vec<String> = flight.iter().map(|name| format!("{}/{name}", self.directory(lock))).collect();
-            let answers = self.look(|| {
+            let answers = self.link.look(|| {
                 let paths = paths.clone();
-                |client: zookeeper_client::Client| async move {
+                |client: Client| async move {
                     // Asked for when called, so all leave before the first is waited for.
                     let asked: Vec<_> = paths.iter().map(|path| client.get_data(path)).collect();
                     let mut answers = Vec::with_capacity(asked.len());
@@ -479,7 +393,7 @@ impl Store for ZooKeeper {
     async fn gone(&self, lock: &LockPath, name: &NodeName) -> Result<(), StoreError> {
         let path = format!("{}/{name}", self.directory(lock));
         loop {
-            let session = self.session().await;
+            let session = self.link.session().await;
             let outcome = tokio::select! {
                 watched = self.watch(&session, &path) => watched,
                 looked = self.look_now_and_then(&session, &path) => looked.map(|()| true),
@@ -496,16 +410,22 @@ impl Store for ZooKeeper {
     async fn leave(&self, lock: &LockPath, name: &NodeName, expected: Expected) -> Result<Removal, StoreError> {
         let until = Instant::now() + self.release_timeout;
         let removal = self.remove(lock, name, expected, until).await?;
-        self.sweep(lock, None, until).await?;
+        while let Some(prefix) = self.loose_in(lock).pop() {
+            let unsettled = |cause| {
+                let prefix = format!("{lock}/{prefix}");
+                StoreError::Unsettled { prefix, place: self.link.place(), cause }
+            };
+            let session = timeout_at(until, self.link.session()).await.map_err(|_| unsettled(self.link.trouble()))?;
+            match self.sweep(&session, lock, None).await {
+                Ok(()) => self.forget_loose(lock),
+                Err(Failure::InDoubt(_)) => {}
+                Err(Failure::Said(error)) => return Err(unsettled(error.to_string())),
+            }
+        }
         Ok(removal)
     }
 }
 
 fn persistent() -> CreateOptions<'static> {
     CreateMode::Persistent.with_acls(Acls::anyone_all())
-}
-
-/// Half of it fixed, half of it random, so that waiters do not come back all at once.
-fn jittered(pause: Duration) -> Duration {
-    pause / 2 + (pause / 2).mul_f64(f64::from(Uuid::new_v4().as_fields().0) / f64::from(u32::MAX))
 }

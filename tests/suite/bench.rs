@@ -19,7 +19,7 @@ use super::zookeeper::Server;
 pub const BINARY: &str = env!("CARGO_BIN_EXE_syncd-spawn");
 
 /// What everything must happen within, on the slowest machine.
-pub const LIMIT: Duration = Duration::from_secs(60);
+pub const LIMIT: Duration = Duration::from_mins(1);
 
 /// A command that holds its lock until its standard input ends.
 pub const HOLD: [&str; 4] = ["--", "sh", "-c", "echo ready; exec cat >/dev/null"];
@@ -244,12 +244,15 @@ pub struct Run {
     stdout: Stream,
     stderr: Stream,
     ended: Option<ExitStatus>,
+    cpu: Duration,
 }
 
 /// What a program wrote, when it has ended.
 #[derive(Debug)]
 pub struct Ended {
     pub status: ExitStatus,
+    /// What it used until shortly before its end, its children left out.
+    pub cpu: Duration,
     pub stdout: Vec<u8>,
     pub stderr: String,
 }
@@ -276,7 +279,7 @@ impl Run {
         let stdin = child.stdin.take();
         let stdout = Stream::read(child.stdout.take().expect("piped"));
         let stderr = Stream::read(child.stderr.take().expect("piped"));
-        Run { child, stdin, stdout, stderr, ended: None }
+        Run { child, stdin, stdout, stderr, ended: None, cpu: Duration::ZERO }
     }
 
     pub fn pid(&self) -> i32 {
@@ -325,6 +328,7 @@ impl Run {
     /// Whether it still runs.
     pub fn is_running(&mut self) -> bool {
         if self.ended.is_none() {
+            self.cpu = cpu(self.pid()).unwrap_or(self.cpu);
             self.ended = self.child.try_wait().expect("our child");
         }
         self.ended.is_none()
@@ -345,6 +349,7 @@ impl Run {
         }
         Ended {
             status: self.ended.expect("ended"),
+            cpu: self.cpu,
             stdout: self.stdout.whole(),
             stderr: String::from_utf8_lossy(&self.stderr.whole()).into_owned(),
         }
@@ -358,6 +363,14 @@ impl Drop for Run {
             _ = self.child.wait();
         }
     }
+}
+
+/// The time that a process has used, by the kernel's ticks of 10 ms.
+pub fn cpu(pid: i32) -> Option<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let ticks: u64 = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;
+    Some(Duration::from_millis(ticks * 10))
 }
 
 /// Kills a process and its descendants, parents first, so that none can start another.

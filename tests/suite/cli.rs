@@ -68,6 +68,10 @@ fn bad_input_is_refused_with_125_before_anything_is_connected() {
         (&["-s", "", "true"], "it names no server"),
         (&["-s", "zk://u:p@h", "true"], "credentials do not belong into a connection string"),
         (&["-s", "h/a", "-c", "/b", "true"], "--servers ends in the chroot /a and --chroot says /b"),
+        (&["-s", "h/zookeeper", "true"], "the chroot /zookeeper is not usable"),
+        (&["-c", "/.syncd-spawn/x", "true"], "/.syncd-spawn is reserved"),
+        (&["list", "/y", "-n", "/x"], "-n belongs to a command that is run"),
+        (&["-s", "file:relative", "true"], "file:///ABSOLUTE/DIR"),
         (&["-c", "b", "true"], "it does not start with /"),
         (&["-t", "soon", "true"], "'soon' for '--timeout <DURATION>'"),
         (&["-r", "-1", "true"], "unexpected argument '-1'"),
@@ -132,6 +136,7 @@ fn site_defaults_come_from_the_environment_and_the_command_line_wins() {
         .with_variable("SYNCD_SPAWN_CONFLICT_EXIT_CODE", "9")
         // A Kubernetes Service called zookeeper sets such names.
         .with_variable("ZOOKEEPER_PORT", "tcp://10.0.0.1:2181")
+        .with_variable("SYNCD_SPAWN_RETRY_COUNT", "")
         .with_variable("SYNCD_SPAWN_NODE", "/not-read")
         .with_variable("SYNCD_SPAWN_LOCK_TYPE", "nonsense");
     let node = bench.run(["lock", "/env"]).good();
@@ -171,6 +176,11 @@ fn the_default_chroot_is_devops_and_one_in_the_connection_string_replaces_it() {
     };
     at(format!("zk://{}{}/in-string/", bench.servers(), bench.chroot()), None).good();
     assert_eq!(bench.tree(), ["", "/in-string", "/in-string/x"]);
+    // A site's default gives way to what is typed; two that are typed must agree.
+    let mut command = bench.command(["-q", "-n", "/y", "-s", &format!("{}{}/typed", bench.servers(), bench.chroot()), "true"]);
+    command.env("SYNCD_SPAWN_CHROOT", "/site");
+    Run::start(command).finish().good();
+    assert!(bench.tree().contains(&"/typed/y".to_owned()));
     let name = format!("default-{}", bench.chroot().trim_start_matches('/'));
     let mut command = bench.command(["lock", &format!("/{name}")]);
     command.env_remove("SYNCD_SPAWN_CHROOT");

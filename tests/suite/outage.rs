@@ -229,3 +229,73 @@ fn a_server_that_refuses_is_an_error_that_says_what_and_leaves_nothing() {
         Ok(())
     });
 }
+
+#[test]
+fn a_place_that_was_found_again_is_named_when_it_cannot_be_settled() {
+    let bench = Bench::zookeeper();
+    bench.plant("/named/stranger", "");
+    // The reply is lost, the node is found; and at the look for a second one nothing is heard any more.
+    let losses = [
+        (Request::Create, Fate::Unanswered),
+        // Of the session that is resumed, and of the first look.
+        (Request::Sync, Fate::Spared),
+        (Request::Sync, Fate::Spared),
+        (Request::Sync, Fate::Silence),
+    ];
+    let proxy = Proxy::start(bench.servers(), &losses);
+    let run = bench.through(&proxy.address()).start(["--release-timeout", "1s", "-n", "/named", "echo", "ran"]);
+    let deadline = Instant::now() + super::bench::LIMIT;
+    while proxy.lost() < losses.len() {
+        assert!(Instant::now() < deadline, "{}", run.stderr());
+        thread::sleep(Duration::from_millis(5));
+    }
+    run.signal(libc::SIGTERM);
+    let ended = run.end();
+    assert_eq!(ended.died_of(), libc::SIGTERM);
+    let left = bench.queue("/named").into_iter().find(|name| name != "stranger").expect("it is there");
+    assert!(ended.stderr.contains(&format!("unlock /named/{left}")), "{left} is not named in {}", ended.stderr);
+}
+
+#[test]
+fn no_wait_does_not_wait_for_a_server_that_went_away() {
+    for request in [Request::Create, Request::List] {
+        let bench = Bench::zookeeper();
+        bench.plant("/once/stranger", "");
+        let proxy = Proxy::start(bench.servers(), &[(request, Fate::Silence)]);
+        let run = bench.through(&proxy.address()).start(["--no-wait", "--release-timeout", "1s", "-n", "/once", "true"]);
+        run.end().failed(125, "");
+        assert_eq!(proxy.lost(), 1);
+    }
+}
+
+#[test]
+fn unlock_ends_at_its_limit_and_at_a_signal() {
+    let bench = Bench::zookeeper();
+    let node = bench.run(["lock", "/unlock"]).good();
+    let node = node.stdout().trim_end();
+    let proxy = Proxy::start(bench.servers(), &[(Request::Delete, Fate::Silence)]);
+    let started = Instant::now();
+    bench.through(&proxy.address()).run(["-t", "1s", "unlock", node]).failed(125, "could not be removed");
+    assert!(started.elapsed() < Duration::from_secs(20));
+    let proxy = Proxy::start(bench.servers(), &[(Request::Delete, Fate::Silence)]);
+    let run = bench.through(&proxy.address()).start(["unlock", node]);
+    while proxy.lost() == 0 {
+        thread::sleep(Duration::from_millis(5));
+    }
+    run.signal(libc::SIGINT);
+    let ended = run.end();
+    assert_eq!(ended.died_of(), libc::SIGINT);
+    assert!(ended.stderr.contains("may have been removed, or not"), "{ended:?}");
+    bench.run(["unlock", node]).good();
+}
+
+#[test]
+fn a_request_that_the_server_hangs_up_on_is_told_and_not_hammered() {
+    let server = Server::start_with("", &["-Djute.maxbuffer=20000"]);
+    let bench = Bench::on(&server.address());
+    let run = bench.start(["-t", "4s", "-i", &"x".repeat(60_000), "-n", "/big", "true"]);
+    run.warns("does not answer our request to enter /big");
+    let ended = run.end().failed(124, "not acquired in time: /big");
+    assert!(ended.cpu < Duration::from_secs(1), "{:?}", ended.cpu);
+    assert!(bench.queue("/big").is_empty());
+}

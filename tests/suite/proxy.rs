@@ -10,6 +10,8 @@ use std::thread;
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Request {
     Delete = 2,
+    Sync = 9,
+    List = 8,
     Create = 15,
 }
 
@@ -20,6 +22,10 @@ pub enum Fate {
     Eaten,
     /// The server gets it, and the connection ends before its reply.
     Unanswered,
+    /// None: it only has to come before the next one in the list.
+    Spared,
+    /// It is the last thing that is heard: every connection stays open and silent.
+    Silence,
 }
 
 /// Dropped, it accepts nobody any more.
@@ -34,6 +40,7 @@ struct Shared {
     losses: Mutex<Vec<(Request, Fate)>>,
     lost: AtomicUsize,
     is_over: AtomicBool,
+    is_silent: AtomicBool,
 }
 
 impl Proxy {
@@ -47,6 +54,7 @@ impl Proxy {
             losses,
             lost: AtomicUsize::new(0),
             is_over: AtomicBool::new(false),
+            is_silent: AtomicBool::new(false),
         });
         let accepting = Arc::clone(&shared);
         thread::spawn(move || {
@@ -103,6 +111,11 @@ impl Shared {
         loop {
             let mut length = [0; 4];
             client.read_exact(&mut length).ok()?;
+            if self.is_silent.load(Ordering::SeqCst) {
+                // Reads on, and swallows it all.
+                _ = std::io::copy(&mut client, &mut std::io::sink());
+                return None;
+            }
             let mut body = vec![0; u32::from_be_bytes(length) as usize];
             client.read_exact(&mut body).ok()?;
             // The first is the request for a session, which has no number.
@@ -112,11 +125,15 @@ impl Shared {
             let fate = self.fate_of(kind);
             match fate {
                 Some(Fate::Eaten) => return fate,
+                Some(Fate::Silence) => self.is_silent.store(true, Ordering::SeqCst),
                 Some(Fate::Unanswered) => client.shutdown(Shutdown::Both).ok()?,
-                None => {}
+                Some(Fate::Spared) | None => {}
             }
-            server.write_all(&[&length[..], &body].concat()).ok()?;
-            if fate.is_some() {
+            match fate {
+                Some(Fate::Silence) => continue,
+                _ => server.write_all(&[&length[..], &body].concat()).ok()?,
+            }
+            if let Some(Fate::Unanswered) = fate {
                 return fate;
             }
         }

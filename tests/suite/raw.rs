@@ -135,6 +135,8 @@ fn a_lock_whose_node_cannot_be_printed_is_released_and_fails(bench: &Bench) {
     assert!(String::from_utf8_lossy(&ended.stderr).contains("cannot write the node to standard output"));
     let closed = format!("exec {} lock /unprinted >&-", super::bench::BINARY);
     Run::start(bench.program("sh", ["-c", &closed])).finish().failed(125, "cannot write the node");
+    let unwritable = bench.command(["lock", "/unprinted"]).stdout(File::open("/dev/null").unwrap()).output().unwrap();
+    assert_eq!(unwritable.status.code(), Some(125), "{unwritable:?}");
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let broken = bench.command(["lock", "/unprinted"]).stdout(writer).output().unwrap();

@@ -10,6 +10,7 @@ const COUNTER: &str = r#"for s in HUP INT QUIT TERM USR1 ALRM WINCH RTMIN+2; do 
 trap 'exit 3' USR2; echo ready; while :; do sleep 0.05; done"#;
 
 on_every_store!(
+    a_standard_error_that_nobody_reads_makes_nobody_deaf,
     signals_are_passed_on_one_for_one_and_the_lock_is_kept,
     the_lock_is_kept_until_the_command_has_cleaned_up_after_term,
     a_command_ended_by_a_signal_that_we_were_sent_lets_us_die_of_it_too,
@@ -125,6 +126,26 @@ fn a_term_or_int_at_any_moment_of_a_hundred_short_runs_leaves_an_empty_queue(ben
     assert_eq!(bench.queue("/moment"), Vec::<String>::new());
 }
 
+fn a_standard_error_that_nobody_reads_makes_nobody_deaf(bench: &Bench) {
+    let holder = bench.hold(["-n", "/deaf"]).ready();
+    let (_reader, writer) = std::io::pipe().unwrap();
+    let mut waiter = bench.command(["-p", "1ms", "-n", "/deaf", "true"]).stderr(writer).spawn().unwrap();
+    let queue = bench.queue_reaches("/deaf", 2);
+    // It has written all that the pipe takes once it has used this much time.
+    let deadline = std::time::Instant::now() + super::bench::LIMIT;
+    let pid = waiter.id().cast_signed();
+    while super::bench::cpu(pid).is_some_and(|cpu| cpu < Duration::from_millis(60)) && std::time::Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(20));
+    }
+    super::bench::send(pid, libc::SIGTERM);
+    while waiter.try_wait().unwrap().is_none() {
+        assert!(std::time::Instant::now() < deadline, "it does not hear");
+        thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(bench.queue("/deaf"), queue[..1]);
+    holder.finish().good();
+}
+
 fn kill_after_kills_a_command_that_ignores_term(bench: &Bench) {
     let stubborn = "trap '' TERM; echo ready; while :; do sleep 0.05; done";
     let run = bench.start(["-n", "/stubborn", "-k", "300ms", "--", "sh", "-c", stubborn]).ready();
@@ -186,7 +207,7 @@ fn ctrl_z_stops_the_job_and_fg_continues_it(bench: &Bench) {
     shell.says("hello\r\nhello\r\n");
     shell.write(b"\x04");
     shell.says("done");
-    assert_eq!(bench.queue("/job"), Vec::<String>::new());
+    bench.queue_reaches("/job", 0);
     shell.write(b"exit\n");
     shell.end();
 }

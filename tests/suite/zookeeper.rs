@@ -29,7 +29,7 @@ const JARS: [&str; 18] = [
     "netty-resolver",
     "netty-transport-native-unix-common",
 ];
-const START_LIMIT: Duration = Duration::from_secs(60);
+const START_LIMIT: Duration = Duration::from_mins(1);
 
 /// Ends the server and removes its directory once its standard input is closed, whatever ended the tests.
 const KEEPER: &str =
@@ -39,6 +39,7 @@ const KEEPER: &str =
 pub struct Server {
     port: u16,
     directory: PathBuf,
+    options: Vec<String>,
     running: Option<Running>,
 }
 
@@ -58,8 +59,14 @@ impl Server {
 
     /// Starts one for a test that wants to break it. `settings` are added to its configuration.
     pub fn start(settings: &str) -> Server {
+        Server::start_with(settings, &[])
+    }
+
+    /// The same with options for Java, such as system properties.
+    pub fn start_with(settings: &str, options: &[&str]) -> Server {
         for _ in 0..5 {
             let mut server = Server::prepare_with(free_port(), settings);
+            server.options = options.iter().map(|option| (*option).to_owned()).collect();
             if server.restart() {
                 return server;
             }
@@ -91,7 +98,7 @@ impl Server {
              log4j.appender.A.layout.ConversionPattern=%d %p %c %m%n\n",
         )
         .expect("a log configuration");
-        Server { port, directory, running: None }
+        Server { port, directory, options: Vec::new(), running: None }
     }
 
     /// What starts it, in words that need no quotes.
@@ -103,6 +110,7 @@ impl Server {
             ["java", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp"].map(str::to_owned).into();
         words.push(class_path.join(":"));
         words.push(format!("-Dlog4j.configuration=file:{}", self.directory.join("log4j.properties").display()));
+        words.extend(self.options.iter().cloned());
         words.push("org.apache.zookeeper.server.quorum.QuorumPeerMain".to_owned());
         words.push(self.directory.join("zoo.cfg").display().to_string());
         words

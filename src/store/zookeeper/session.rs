@@ -72,8 +72,9 @@ impl Session {
         thread::Builder::new()
             .name(THREAD_NAME.to_owned())
             .spawn(move || {
-                let Ok(runtime) = runtime::Builder::new_current_thread().enable_all().build() else {
-                    return;
+                let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
+                    Ok(runtime) => runtime,
+                    Err(error) => return drop(opened.send(Err(OpenError::Failed(reason(&error))))),
                 };
                 runtime.block_on(serve(&address, resume, within, opened, inbox));
                 runtime.shutdown_background();
@@ -84,7 +85,9 @@ impl Session {
         match timeout(within + PROBE_TIMEOUT + PROBE_TIMEOUT, opening).await {
             Ok(Ok(Ok(info))) => Ok(Session { messages, ended, info, server: server.clone() }),
             Ok(Ok(Err(error))) => Err(error),
-            Ok(Err(_)) => Err(OpenError::Failed("it answered with something that is no ZooKeeper's".to_owned())),
+            Ok(Err(_)) => Err(OpenError::Failed(
+                "the client ended unexpectedly (an answer that is no ZooKeeper's, or no descriptors left)".to_owned(),
+            )),
             Err(_) => Err(OpenError::Failed(format!("no answer in {}", humantime::format_duration(within)))),
         }
     }

@@ -1,0 +1,198 @@
+//! The way to an ensemble: one session after the other, at whichever server answers, and the same session as long as the
+//! servers keep it.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+use tokio::time::{sleep, timeout};
+use tracing::{debug, info, warn};
+use uuid::Uuid;
+use zookeeper_client::{Client, Error, SessionInfo};
+
+use super::session::{Failure, OpenError, Session};
+use crate::store::servers::Servers;
+
+/// How long a server may take to give us a session, where another could be tried instead, and where not.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(2);
+const OPEN_TIMEOUT_ALONE: Duration = Duration::from_secs(8);
+/// An answer that takes longer is taken for lost.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(8);
+/// Between two attempts; none is made after a connection that was good for something.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+pub struct Link {
+    servers: Servers,
+    state: Mutex<State>,
+    /// What went wrong last.
+    trouble: RefCell<String>,
+    /// Whether the connection that we have, or had last, gave us any answer.
+    is_answered: Cell<bool>,
+    /// Whether a person was told that there is no connection.
+    is_told: Cell<bool>,
+}
+
+/// The session as far as we know it.
+#[derive(Default)]
+struct State {
+    session: Option<Rc<Session>>,
+    /// A session that no server has called expired.
+    resume: Option<SessionInfo>,
+    pause: Duration,
+}
+
+impl Link {
+    pub fn new(servers: Servers) -> Link {
+        let (is_answered, is_told) = (Cell::new(true), Cell::new(false));
+        Link { servers, state: Mutex::default(), trouble: RefCell::default(), is_answered, is_told }
+    }
+
+    pub fn place(&self) -> String {
+        self.servers.to_string()
+    }
+
+    /// What went wrong last, for a message that something did.
+    pub fn trouble(&self) -> String {
+        match self.trouble.borrow().as_str() {
+            "" => "no answer".to_owned(),
+            trouble => trouble.to_owned(),
+        }
+    }
+
+    /// Closes the session.
+    pub async fn close(self) {
+        if let Some(session) = self.state.into_inner().session
+            && let Ok(session) = Rc::try_unwrap(session)
+        {
+            session.close().await;
+        }
+    }
+
+    /// A session with a live connection, however long that takes.
+    ///
+    /// # Cancellation
+    /// May be dropped.
+    pub async fn session(&self) -> Rc<Session> {
+        let mut state = self.state.lock().await;
+        loop {
+            match &state.session {
+                Some(session) if !session.is_over() => return Rc::clone(session),
+                Some(session) => info!("lost the connection to {}", session.server()),
+                None => {}
+            }
+            state.session = None;
+            if self.is_answered.replace(false) {
+                state.pause = Duration::ZERO;
+            }
+            if state.pause == LONGEST_PAUSE && !self.is_told.replace(true) {
+                warn!("cannot reach {}: {}; trying on", self.servers, self.trouble());
+            }
+            sleep(jittered(state.pause)).await;
+            state.pause = (state.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
+            self.try_all(&mut state).await;
+        }
+    }
+
+    /// Tries every server once; says whether there is a session now.
+    ///
+    /// # Cancellation
+    /// May be dropped.
+    pub async fn connect_once(&self) -> bool {
+        let mut state = self.state.lock().await;
+        self.is_answered.set(false);
+        self.try_all(&mut state).await;
+        state.session.is_some()
+    }
+
+    async fn try_all(&self, state: &mut State) {
+        let servers = &self.servers.servers;
+        let within = if servers.len() == 1 { OPEN_TIMEOUT_ALONE } else { OPEN_TIMEOUT };
+        let first = (Uuid::new_v4().as_u128() % servers.len() as u128) as usize;
+        let (before, after) = servers.split_at(first);
+        for server in after.iter().chain(before) {
+            let resumes = state.resume.is_some();
+            let opened = match Session::open(server, state.resume.clone(), within).await {
+                Err(OpenError::Expired) => {
+                    info!("{server} says that our session has expired");
+                    state.resume = None;
+                    Session::open(server, None, within).await
+                }
+                opened => opened,
+            };
+            let cause = match opened {
+                Ok(session) => {
+                    debug!("session {} at {server}", session.id());
+                    if resumes {
+                        // We may have come to a server that has seen less than we have; reads behind a sync are not stale.
+                        _ = timeout(within, session.call(|client| async move { client.sync("/").await })).await;
+                    }
+                    state.resume = Some(session.info().clone());
+                    state.session = Some(Rc::new(session));
+                    return;
+                }
+                Err(OpenError::Expired) => "no session to be had".to_owned(),
+                Err(OpenError::Failed(cause)) => cause,
+            };
+            debug!("{server}: {cause}");
+            self.trouble.replace(if servers.len() == 1 { cause } else { format!("{server}: {cause}") });
+        }
+    }
+
+    /// Asks once, for an answer in time. What is in doubt ends the connection, so that the next request goes by a new one.
+    pub async fn ask<T, F>(
+        &self,
+        session: &Rc<Session>,
+        request: impl FnOnce(Client) -> F + Send + 'static,
+    ) -> Result<T, Failure>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Error>> + 'static,
+    {
+        let answer = match timeout(ANSWER_TIMEOUT, session.call(request)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(Failure::InDoubt(format!("no answer in {}", humantime::format_duration(ANSWER_TIMEOUT)))),
+        };
+        match &answer {
+            Ok(_) | Err(Failure::Said(_)) => {
+                self.is_answered.set(true);
+                if self.is_told.replace(false) {
+                    warn!("connected to {} again", session.server());
+                }
+            }
+            Err(Failure::InDoubt(cause)) => self.give_up(session, cause).await,
+        }
+        answer
+    }
+
+    /// Asks for something that changes nothing, again and again until it is answered.
+    pub async fn look<T, F, R>(&self, request: impl Fn() -> R) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Error>> + 'static,
+        R: FnOnce(Client) -> F + Send + 'static,
+    {
+        loop {
+            let session = self.session().await;
+            match self.ask(&session, request()).await {
+                Ok(value) => return Ok(value),
+                Err(Failure::Said(error)) => return Err(error),
+                Err(Failure::InDoubt(_)) => {}
+            }
+        }
+    }
+
+    /// Has the next request go by a new connection.
+    pub async fn give_up(&self, session: &Rc<Session>, cause: &str) {
+        debug!("{}: {cause}", session.server());
+        self.trouble.replace(cause.to_owned());
+        self.state.lock().await.session.take_if(|current| Rc::ptr_eq(current, session));
+    }
+}
+
+/// Half of it fixed, half of it random, so that waiters do not come back all at once.
+fn jittered(pause: Duration) -> Duration {
+    pause / 2 + (pause / 2).mul_f64(f64::from(Uuid::new_v4().as_fields().0) / f64::from(u32::MAX))
+}
