@@ -41,6 +41,8 @@ pub async fn list<S: Store>(
     for stranger in queue.strangers() {
         warn!("{lock}/{stranger} is no contender: nobody waits for it");
     }
+    // A reader may take its time, and nothing of ours is at stake.
+    context.signals.inherited().restore();
     match report::answer(&lines) {
         Ok(()) => Ok(exit::Result::Done),
         // Somebody who has read enough, such as head.

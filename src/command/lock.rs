@@ -16,17 +16,22 @@ pub async fn lock<S: Store>(store: &S, wish: &Wish, limit: Limit, context: &mut 
         Acquired::Not(result) => return Ok(result),
     };
     let node = wish.lock.node(&place.name);
-    let printed = match stdout_was_closed() {
-        true => Err(io::Error::from_raw_os_error(libc::EBADF)),
-        false => report::answer(&format!("{node}\n")),
-    };
-    let Err(error) = printed else {
-        return Ok(exit::Result::Done);
+    let (result, error) = match context.unless_asked_to_end(report::answerable()).await {
+        Ok(Err(signal)) => (Ok(exit::Result::Interrupted(signal)), None),
+        Err(error) => (Err(error), None),
+        Ok(Ok(())) if stdout_was_closed() => (Ok(exit::Result::Failed), Some(io::Error::from_raw_os_error(libc::EBADF))),
+        Ok(Ok(())) => match report::answer(&format!("{node}\n")) {
+            Ok(()) => return Ok(exit::Result::Done),
+            Err(error) => (Ok(exit::Result::Failed), Some(error)),
+        },
     };
     // A lock that nobody can name is one that nobody can release.
     if let Err(error) = store.leave(&wish.lock, &place.name, Expected::Anything).await {
         report::error(&error, None);
         say_what_is_left(context.address, &error);
     }
-    Err(Error::Output(error))
+    match error {
+        Some(error) => Err(Error::Output(error)),
+        None => result,
+    }
 }

@@ -3,14 +3,40 @@
 mod log;
 
 use std::fmt::Display;
-use std::io::{self, Write};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::write;
+use tokio::time::sleep;
 
 pub use self::log::{Verbosity, start_log};
 
-/// Writes a line to standard error, where somebody still listens there.
+/// What a pipe takes whole, once it takes anything.
+const LONGEST_LINE: usize = libc::PIPE_BUF;
+/// How long a line waits for a reader, in milliseconds. Signals are not looked at meanwhile.
+const PATIENCE: u8 = 50;
+
+/// Writes a line to standard error. It is lost where nobody reads: who waits for a reader keeps the whole queue waiting.
 pub fn line(text: impl Display) {
-    // One write, so that it does not mix with the command's own; eprintln! would panic on a closed pipe.
-    _ = io::stderr().write_all(format!("{text}\n").as_bytes());
+    let mut text = format!("{text}\n");
+    if text.len() > LONGEST_LINE {
+        let end = text.floor_char_boundary(LONGEST_LINE - "...\n".len());
+        text.replace_range(end.., "...\n");
+    }
+    let stderr = io::stderr();
+    if is_writable(stderr.as_fd(), PATIENCE) {
+        // One write, so that it does not mix with the command's own; eprintln! would panic on a closed pipe.
+        _ = write(stderr, text.as_bytes());
+    }
+}
+
+/// Whether a line could be written without waiting for anybody any longer.
+fn is_writable(fd: BorrowedFd<'_>, patience: u8) -> bool {
+    let mut fds = [PollFd::new(fd, PollFlags::POLLOUT)];
+    !matches!(poll(&mut fds, PollTimeout::from(patience)), Ok(0))
 }
 
 /// The one error of a run, and what can be done about it.
@@ -19,9 +45,28 @@ pub fn error(error: &impl Display, hint: Option<&str>) {
     line(format_args!("syncd-spawn: {error}{hint}"));
 }
 
-/// Writes an answer to standard output, all of it or with an error.
+/// Writes an answer to standard output, all of it or with an error. Waits for a reader.
 pub fn answer(text: &str) -> io::Result<()> {
-    let mut stdout = io::stdout().lock();
-    stdout.write_all(text.as_bytes())?;
-    stdout.flush()
+    // Not by std's, which takes a standard output that cannot be written to for one that was closed, and that for well.
+    let stdout = io::stdout();
+    let mut rest = text.as_bytes();
+    while !rest.is_empty() {
+        match write(&stdout, rest) {
+            Ok(length) => rest = &rest[length..],
+            Err(Errno::EINTR) => {}
+            Err(Errno::EAGAIN) => _ = is_writable(stdout.as_fd(), PATIENCE),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Waits until standard output takes a line, or never will.
+///
+/// # Cancellation
+/// May be dropped.
+pub async fn answerable() {
+    while !is_writable(io::stdout().as_fd(), 0) {
+        sleep(Duration::from_millis(10)).await;
+    }
 }

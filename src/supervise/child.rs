@@ -104,6 +104,12 @@ impl Inherited {
         Inherited { mask, ignored }
     }
 
+    /// Lets signals through again as they would have been when we were started: from here on they end us.
+    pub fn restore(&self) {
+        // SAFETY: the set lives here.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.mask, ptr::null_mut()) };
+    }
+
     /// Whether this signal was ignored when we were started (`nohup`, a job put into the background by a script).
     pub fn ignores(&self, signal: i32) -> bool {
         (1..=64).contains(&signal) && self.ignored & 1 << (signal - 1) != 0
@@ -249,7 +255,7 @@ unsafe fn execute(
         for candidate in &program.candidates {
             libc::execve(candidate.as_ptr(), arguments.as_ptr(), environment.as_ptr());
             match *libc::__errno_location() {
-                libc::ENOENT | libc::ENOTDIR | libc::ESTALE => {}
+                libc::ENOENT | libc::ENOTDIR | libc::ESTALE | libc::ENODEV | libc::ETIMEDOUT => {}
                 // Somewhere else in PATH there may be one that we may run.
                 libc::EACCES => failure = libc::EACCES,
                 libc::ENOEXEC => {
