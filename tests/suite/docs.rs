@@ -64,7 +64,7 @@ fn the_readmes_examples_show_what_they_say(bench: &Bench) {
     assert!(examples.len() >= 10);
     for Example { typed, shown } in examples {
         let mut shell = bench.program("sh", ["-c", &format!("exec 2>&1; {typed}")]);
-        shell.env("PATH", &path).current_dir(directory.path());
+        shell.env("PATH", &path).env("XDG_RUNTIME_DIR", directory.path()).current_dir(directory.path());
         let ended = Run::start(shell).finish();
         assert_eq!(normalised(ended.stdout()), normalised(&shown), "$ {typed}");
     }
