@@ -58,13 +58,14 @@ on_every_store!(the_readmes_examples_show_what_they_say,);
 
 fn the_readmes_examples_show_what_they_say(bench: &Bench) {
     let directory = tempfile::tempdir().unwrap();
+    let runtime = tempfile::tempdir().unwrap();
     std::os::unix::fs::symlink(BINARY, directory.path().join("syncd-spawn")).unwrap();
     let path = format!("{}:{}", directory.path().display(), std::env::var("PATH").unwrap());
     let examples = examples();
     assert!(examples.len() >= 10);
     for Example { typed, shown } in examples {
         let mut shell = bench.program("sh", ["-c", &format!("exec 2>&1; {typed}")]);
-        shell.env("PATH", &path).env("XDG_RUNTIME_DIR", directory.path()).current_dir(directory.path());
+        shell.env("PATH", &path).env("XDG_RUNTIME_DIR", runtime.path()).current_dir(directory.path());
         let ended = Run::start(shell).finish();
         assert_eq!(normalised(ended.stdout()), normalised(&shown), "$ {typed}");
     }
