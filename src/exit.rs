@@ -12,6 +12,7 @@ pub enum Result {
     Ran {
         outcome: Outcome,
         is_released: bool,
+        signal_exit: SignalExit,
     },
     /// A signal asked us to end before there was a command.
     Interrupted(i32),
@@ -21,6 +22,15 @@ pub enum Result {
     /// The command could not be executed, for this reason.
     NotExecuted(Option<i32>),
     Failed,
+}
+
+/// How to leave when a signal ended the command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SignalExit {
+    /// Die of it if it had been sent to us too; else 128 and its number.
+    Auto,
+    Code,
+    Raise,
 }
 
 /// How to leave the process.
@@ -47,12 +57,16 @@ impl Result {
             Result::NotExecuted(Some(libc::ENOENT)) => Leave::With(NOT_FOUND),
             Result::NotExecuted(_) => Leave::With(CANNOT_EXECUTE),
             Result::Interrupted(signal) => Leave::BySignal(signal),
-            Result::Ran { outcome: Outcome { ending, cause }, is_released } => match (ending, cause) {
+            Result::Ran { outcome: Outcome { ending, cause }, is_released, signal_exit } => match (ending, cause) {
                 (_, Cause::Revoked) => Leave::With(LOST),
                 (Ending::Exited(0), _) if !is_released => Leave::With(FAILED),
                 (Ending::Exited(code), _) => Leave::With(code),
-                (Ending::Signaled { number, .. }, Cause::Passed) => Leave::BySignal(number),
-                (Ending::Signaled { number, .. }, Cause::Own) => Leave::With(signal_status(number)),
+                (Ending::Signaled { number, .. }, _) => match (signal_exit, cause) {
+                    (SignalExit::Raise, _) | (SignalExit::Auto, Cause::Passed) => Leave::BySignal(number),
+                    (SignalExit::Code, _) | (SignalExit::Auto, Cause::Own | Cause::Revoked) => {
+                        Leave::With(signal_status(number))
+                    }
+                },
             },
         }
     }
@@ -68,7 +82,7 @@ mod tests {
     use super::*;
 
     fn ran(ending: Ending, cause: Cause, is_released: bool) -> Leave {
-        Result::Ran { outcome: Outcome { ending, cause }, is_released }.leave()
+        Result::Ran { outcome: Outcome { ending, cause }, is_released, signal_exit: SignalExit::Auto }.leave()
     }
 
     #[test]
@@ -92,6 +106,16 @@ mod tests {
             let ending = Ending::Signaled { number, dumped_core: false };
             assert_eq!(ran(ending, Cause::Passed, true), Leave::BySignal(number));
             assert_eq!(ran(ending, Cause::Own, false), Leave::With(128 + u8::try_from(number).unwrap()));
+        }
+    }
+
+    #[test]
+    fn how_to_leave_after_a_signal_can_be_chosen() {
+        let ending = Ending::Signaled { number: 15, dumped_core: false };
+        for cause in [Cause::Own, Cause::Passed] {
+            let ran = |signal_exit| Result::Ran { outcome: Outcome { ending, cause }, is_released: true, signal_exit }.leave();
+            assert_eq!(ran(SignalExit::Code), Leave::With(143));
+            assert_eq!(ran(SignalExit::Raise), Leave::BySignal(15));
         }
     }
 

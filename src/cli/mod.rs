@@ -7,9 +7,11 @@ use std::ffi::OsString;
 use std::fmt;
 use std::time::Duration;
 
+use crate::exit::SignalExit;
 use crate::lock::{AbsolutePath, Identifier, LockPath, Mode, NodePath};
 use crate::report::Verbosity;
 use crate::store::{Root, Servers};
+use crate::supervise::{Orphans, Target};
 
 /// What was asked for, checked.
 #[derive(Debug)]
@@ -50,10 +52,47 @@ impl fmt::Display for Address {
 
 #[derive(Debug)]
 pub enum Action {
-    Spawn { wish: Wish, words: Vec<OsString>, kill_after: Option<Duration> },
+    Spawn { wish: Wish, words: Vec<OsString>, manner: Manner },
     Lock(Wish),
     Unlock { nodes: Vec<NodePath>, identifier: Option<Identifier>, wait: Wait },
     List { lock: LockPath, wait: Wait },
+}
+
+/// How a command is run.
+#[derive(Clone, Copy, Debug)]
+pub struct Manner {
+    pub kill_after: Option<Duration>,
+    pub grace: Duration,
+    pub orphans: Orphans,
+    pub target: Target,
+    pub group: GroupChoice,
+    pub on_lost: OnLost,
+    /// What the kernel sends the command when we are gone.
+    pub death_signal: Option<i32>,
+    pub signal_exit: SignalExit,
+    pub heirloom: HeirloomChoice,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GroupChoice {
+    /// The same as ours where there is a controlling terminal, an own one otherwise.
+    Auto,
+    Own,
+    Same,
+}
+
+/// What happens when the lock is taken away while the command runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnLost {
+    Stop,
+    Ignore,
+}
+
+/// Whether the command inherits the file that stands for the lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeirloomChoice {
+    PassOn,
+    Close,
 }
 
 /// The lock that is wanted.

@@ -9,15 +9,31 @@ use clap::parser::ValueSource;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use super::values;
-use super::{Action, Address, Answer, Request, Wait, WaitLimit, Wish};
-use crate::exit;
+use super::{Action, Address, Answer, GroupChoice, HeirloomChoice, Manner, OnLost, Request, Wait, WaitLimit, Wish};
+use crate::exit::{self, SignalExit};
 use crate::lock::{AbsolutePath, Identifier, LockPath, Mode, NodePath, PathError};
 use crate::report::Verbosity;
 use crate::store::Location;
+use crate::supervise::{Orphans, Target};
 
 /// So much of a value that is not usable is shown, in characters.
 const LONGEST_ECHO: usize = 60;
 const DEFAULT_CHROOT: &str = "/devops";
+
+/// What says how a command is run; a subcommand runs none.
+const SPAWN_ONLY: [(&str, &str); 11] = [
+    ("node", "--node"),
+    ("lock_type", "--lock-type"),
+    ("kill_after", "--kill-after"),
+    ("orphans", "--orphans"),
+    ("grace", "--grace"),
+    ("on_lost", "--on-lost"),
+    ("forward_to", "--forward-to"),
+    ("group", "--group"),
+    ("pdeathsig", "--pdeathsig"),
+    ("signal_exit", "--signal-exit"),
+    ("close", "--close"),
+];
 
 const USAGE: &str = "syncd-spawn [OPTIONS] [-n NODE] [-l lock|rlock|wlock] [--] COMMAND [ARG]...
        syncd-spawn [OPTIONS] lock|rlock|wlock LOCK_PATH
@@ -185,7 +201,9 @@ struct SpawnOnly {
     /// lock and wlock hold alone, rlock together with other readers
     #[arg(short, long, value_name = "TYPE", value_enum, default_value = "lock", hide_possible_values = true)]
     lock_type: LockType,
-    /// Kill the command this long after the first TERM that was passed on
+    /// Kill everything this long after the first TERM that was passed on
+    ///
+    /// Off by default: the command may take its time to end.
     #[arg(
         short,
         long,
@@ -194,6 +212,132 @@ struct SpawnOnly {
         value_parser = values::positive_duration
     )]
     kill_after: Option<Duration>,
+    /// What becomes of processes that the command leaves behind
+    ///
+    /// kill: they get TERM, and KILL after --grace, and the lock is released when they are gone. wait: it is kept until they have
+    /// ended. leave: it is released though they run.
+    #[arg(long, value_name = "kill|wait|leave", env = "SYNCD_SPAWN_ORPHANS", value_enum, default_value = "kill")]
+    #[arg(hide_possible_values = true)]
+    orphans: OrphansOption,
+    /// Time between TERM and KILL for what is asked to end
+    ///
+    /// That is processes which the command left behind, and the command when its lock was taken away.
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "SYNCD_SPAWN_GRACE",
+        default_value = "5s",
+        value_parser = values::duration
+    )]
+    grace: Duration,
+    /// What happens when the lock is taken away while the command runs
+    ///
+    /// stop: the command and all that it started get TERM, and KILL after --grace; the status is 123. ignore: it is told, no more.
+    #[arg(long, value_name = "stop|ignore", env = "SYNCD_SPAWN_ON_LOST", value_enum, default_value = "stop")]
+    #[arg(hide_possible_values = true)]
+    on_lost: OnLostOption,
+    /// Whom signals are passed on to
+    #[arg(long, value_name = "command|group", env = "SYNCD_SPAWN_FORWARD_TO", value_enum, default_value = "command")]
+    #[arg(hide_possible_values = true)]
+    forward_to: ForwardOption,
+    /// The command's process group
+    ///
+    /// auto: ours where there is a controlling terminal, one of its own otherwise.
+    #[arg(long, value_name = "auto|own|same", env = "SYNCD_SPAWN_GROUP", value_enum, default_value = "auto")]
+    #[arg(hide_possible_values = true)]
+    group: GroupOption,
+    /// What the command gets when we were killed
+    ///
+    /// From the kernel, and the command alone: what it started gets nothing, except where we are the first process of a container.
+    #[arg(
+        long,
+        value_name = "SIGNAL|none",
+        env = "SYNCD_SPAWN_PDEATHSIG",
+        default_value = "KILL",
+        value_parser = values::death_signal
+    )]
+    pdeathsig: DeathSignal,
+    /// How to leave when a signal ended the command
+    ///
+    /// code: 128 and its number. raise: die of it. auto: die of it if it was sent to us too, else 128 and its number.
+    #[arg(long, value_name = "auto|code|raise", env = "SYNCD_SPAWN_SIGNAL_EXIT", value_enum, default_value = "auto")]
+    #[arg(hide_possible_values = true)]
+    signal_exit: SignalExitOption,
+    /// Do not let the command inherit the file that stands for the lock
+    ///
+    /// With file: the lock then ends with us, whatever of the command still runs.
+    #[arg(long)]
+    close: bool,
+}
+
+/// What [`values::death_signal`] gives; an alias, for clap takes an `Option` for an option that may be left out.
+type DeathSignal = std::option::Option<i32>;
+
+#[derive(Clone, Copy, ValueEnum)]
+enum OrphansOption {
+    Kill,
+    Wait,
+    Leave,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum OnLostOption {
+    Stop,
+    Ignore,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum ForwardOption {
+    Command,
+    Group,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum GroupOption {
+    Auto,
+    Own,
+    Same,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum SignalExitOption {
+    Auto,
+    Code,
+    Raise,
+}
+
+impl SpawnOnly {
+    fn manner(&self) -> Manner {
+        Manner {
+            kill_after: self.kill_after,
+            grace: self.grace,
+            orphans: match self.orphans {
+                OrphansOption::Kill => Orphans::Kill,
+                OrphansOption::Wait => Orphans::Wait,
+                OrphansOption::Leave => Orphans::Leave,
+            },
+            target: match self.forward_to {
+                ForwardOption::Command => Target::Command,
+                ForwardOption::Group => Target::Group,
+            },
+            group: match self.group {
+                GroupOption::Auto => GroupChoice::Auto,
+                GroupOption::Own => GroupChoice::Own,
+                GroupOption::Same => GroupChoice::Same,
+            },
+            on_lost: match self.on_lost {
+                OnLostOption::Stop => OnLost::Stop,
+                OnLostOption::Ignore => OnLost::Ignore,
+            },
+            death_signal: self.pdeathsig,
+            signal_exit: match self.signal_exit {
+                SignalExitOption::Auto => SignalExit::Auto,
+                SignalExitOption::Code => SignalExit::Code,
+                SignalExitOption::Raise => SignalExit::Raise,
+            },
+            heirloom: if self.close { HeirloomChoice::Close } else { HeirloomChoice::PassOn },
+        }
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -268,7 +412,7 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, Answe
     let matches = command().try_get_matches_from(words).map_err(|error| answer(&error))?;
     let from_line = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
     if let Some(subcommand) = matches.subcommand_name() {
-        for (id, option) in [("node", "--node"), ("lock_type", "--lock-type"), ("kill_after", "--kill-after")] {
+        for (id, option) in SPAWN_ONLY {
             if from_line(id) {
                 return usage(format!(
                     "{option} belongs to a command that is run, and {subcommand} is a subcommand; \
@@ -313,12 +457,13 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, Answe
             let Some(name) = native.command.first() else {
                 return usage("no command was given");
             };
-            let SpawnOnly { node, lock_type, kill_after } = native.spawn;
+            let manner = native.spawn.manner();
+            let SpawnOnly { node, lock_type, .. } = native.spawn;
             let lock = match node {
                 Some(lock) => lock,
                 None => values::lock_of_command(name).or_else(usage)?,
             };
-            Action::Spawn { wish: wish(lock, lock_type.into(), identifier), words: native.command, kill_after }
+            Action::Spawn { wish: wish(lock, lock_type.into(), identifier), words: native.command, manner }
         }
     };
     Ok(Request { address, verbosity, release_timeout, action })
@@ -378,7 +523,7 @@ fn usage<T>(text: impl Into<String>) -> Result<T, Answer> {
 /// At the top these are known, so it was a subcommand that does not know them.
 fn is_of_a_command_that_is_run(error: &clap::Error) -> bool {
     let invalid = error.get(ContextKind::InvalidArg).map(ToString::to_string).unwrap_or_default();
-    ["-n", "--node", "-l", "--lock-type", "-k", "--kill-after"].contains(&invalid.as_str())
+    ["-n", "-l", "-k"].contains(&invalid.as_str()) || SPAWN_ONLY.iter().any(|(_, option)| invalid == *option)
 }
 
 fn answer(error: &clap::Error) -> Answer {

@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::process;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use nix::unistd::{Uid, User, gethostname};
 
 use crate::lock::{Identifier, LockPath};
@@ -26,6 +27,21 @@ pub fn positive_duration(text: &str) -> Result<Duration, String> {
         Duration::ZERO => Err("it must be more than nothing".to_owned()),
         duration => Ok(duration),
     }
+}
+
+/// A signal by its name (`TERM`, `SIGTERM`, `RTMIN+1`) or number, or `none`.
+pub fn death_signal(text: &str) -> Result<Option<i32>, String> {
+    if text == "none" {
+        return Ok(None);
+    }
+    let unknown = || format!("it is no signal, and not none (KILL, SIGTERM, 15, {}...)", "RTMIN+1");
+    let name = text.strip_prefix("SIG").unwrap_or(text);
+    let number = match (name.parse::<i32>(), name.split_once('+')) {
+        (Ok(number), _) => number,
+        (Err(_), Some(("RTMIN", offset))) => libc::SIGRTMIN() + offset.parse::<i32>().map_err(|_| unknown())?,
+        (Err(_), _) => format!("SIG{name}").parse::<Signal>().map_err(|_| unknown())? as i32,
+    };
+    if (1..=libc::SIGRTMAX()).contains(&number) { Ok(Some(number)) } else { Err(unknown()) }
 }
 
 pub fn identifier(bytes: OsString) -> Result<Identifier, String> {
@@ -95,6 +111,17 @@ mod tests {
         }
         assert!(positive_duration("0").is_err());
         assert!(positive_duration("0s").is_err());
+    }
+
+    #[test]
+    fn a_signal_has_a_name_or_a_number() {
+        for (text, signal) in [("KILL", 9), ("SIGTERM", 15), ("15", 15), ("RTMIN+1", libc::SIGRTMIN() + 1), ("SIGUSR1", 10)] {
+            assert_eq!(death_signal(text), Ok(Some(signal)), "{text}");
+        }
+        assert_eq!(death_signal("none"), Ok(None));
+        for text in ["", "0", "65", "-1", "TERMINATE", "kill", "RTMIN+99", "RTMIN+x"] {
+            assert!(death_signal(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -63,7 +63,7 @@ pub async fn run(request: Request, signals: Signals) -> Result<exit::Result, Err
 
 async fn act<S: Store>(store: &S, action: Action, limit: Limit, context: &mut Context<'_>) -> Result<exit::Result, Error> {
     match action {
-        Action::Spawn { wish, words, kill_after } => spawn::spawn(store, &wish, &words, kill_after, limit, context).await,
+        Action::Spawn { wish, words, manner } => spawn::spawn(store, &wish, &words, &manner, limit, context).await,
         Action::Lock(wish) => lock::lock(store, &wish, limit, context).await,
         Action::Unlock { nodes, identifier, .. } => unlock::unlock(store, &nodes, identifier.as_ref(), limit, context).await,
         Action::List { lock, .. } => list::list(store, &lock, limit, context).await,

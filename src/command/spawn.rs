@@ -2,26 +2,22 @@
 
 use std::ffi::OsString;
 use std::future::pending;
-use std::time::Duration;
 
 use tracing::{debug, warn};
 
 use super::{Acquired, Context, HELD, say_what_is_left};
-use crate::cli::Wish;
+use crate::cli::{GroupChoice, HeirloomChoice, Manner, OnLost, Wish};
 use crate::error::Error;
 use crate::exit;
 use crate::lock::{Expected, Identifier, Lifetime, Limit, NodePath, Place, Removal, Store};
 use crate::report;
 use crate::supervise::{Cause, Ending, Group, Outcome, Program, Rules, SuperviseError, supervise};
 
-/// How long a command may take to end once its lock is lost.
-const GRACE: Duration = Duration::from_secs(5);
-
 pub async fn spawn<S: Store>(
     store: &S,
     wish: &Wish,
     words: &[OsString],
-    kill_after: Option<Duration>,
+    manner: &Manner,
     limit: Limit,
     context: &mut Context<'_>,
 ) -> Result<exit::Result, Error> {
@@ -32,30 +28,33 @@ pub async fn spawn<S: Store>(
     let node = wish.lock.node(&place.name);
     context.say(format_args!("Got lock on {}", wish.lock));
     context.say(format_args!("Running your command {}", readable(words)));
-    let rules = Rules { group: Group::auto(), kill_after, grace: GRACE };
     let lost = async {
-        match store.lost(&wish.lock, &place.name).await {
-            Ok(()) => warn!("{node} was removed while the command runs: stopping it"),
-            Err(error) => {
+        match (store.lost(&wish.lock, &place.name).await, manner.on_lost) {
+            (Ok(()), OnLost::Stop) => warn!("{node} was removed while the command runs: stopping it"),
+            (Ok(()), OnLost::Ignore) => {
+                warn!("{node} was removed while the command runs, which goes on without the lock");
+                pending::<()>().await;
+            }
+            (Err(error), _) => {
                 warn!("{error}: if {node} is taken away, nobody will notice");
                 pending::<()>().await;
             }
         }
     };
     let program = Program::new(words, &variables(wish, &node, &place)).map_err(SuperviseError::Exec);
-    let program = program.and_then(|program| match store.heirloom(&place.name) {
-        Some(heirloom) => program.inherits(&*heirloom).map_err(SuperviseError::Fork),
-        None => Ok(program),
+    let program = program.and_then(|program| match (store.heirloom(&place.name), manner.heirloom) {
+        (Some(heirloom), HeirloomChoice::PassOn) => program.inherits(&*heirloom).map_err(SuperviseError::Fork),
+        (Some(_), HeirloomChoice::Close) | (None, _) => Ok(program),
     });
     let ran = match program {
-        Ok(program) => supervise(&program, rules, &mut context.signals, lost).await,
+        Ok(program) => supervise(&program, rules(manner), manner.death_signal, &mut context.signals, lost).await,
         Err(error) => Err(error),
     };
     let is_released = release(store, &node, &ran, context).await;
     match ran {
         Ok(outcome) => {
             tell_how_it_ended(words, outcome);
-            Ok(exit::Result::Ran { outcome, is_released })
+            Ok(exit::Result::Ran { outcome, is_released, signal_exit: manner.signal_exit })
         }
         Err(error) => {
             let result = match &error {
@@ -66,6 +65,16 @@ pub async fn spawn<S: Store>(
             Ok(result)
         }
     }
+}
+
+fn rules(manner: &Manner) -> Rules {
+    let Manner { kill_after, grace, orphans, target, .. } = *manner;
+    let group = match manner.group {
+        GroupChoice::Auto => Group::auto(),
+        GroupChoice::Own => Group::own(),
+        GroupChoice::Same => Group::Same,
+    };
+    Rules { group, target, orphans, kill_after, grace }
 }
 
 /// The command has been reaped, or there never was one.

@@ -6,6 +6,7 @@
 
 use std::env;
 use std::ffi::{CString, OsStr, OsString};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -13,10 +14,12 @@ use std::ptr;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, fcntl};
+use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
+use nix::sys::stat::Mode;
 use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe::Receiver;
 
+use super::descendants::Process;
 use super::policy::Group;
 
 /// Bit 0 to 2: the standard stream of that number was closed; bit 3: SIGPIPE was ignored.
@@ -74,7 +77,6 @@ fn empty_mask() -> libc::sigset_t {
 }
 
 /// The signal state that we were started with, and that the command gets back exactly.
-#[derive(Clone)]
 pub struct Inherited {
     mask: libc::sigset_t,
     /// Bit n-1: signal n was ignored.
@@ -116,6 +118,41 @@ impl Inherited {
     }
 }
 
+/// Closes our copies of what was passed on to us, and is to the command by now: else nobody who waits for its end of a pipe
+/// would ever see it. All that is ours is closed by an exec, which tells it apart.
+fn close_passed_on() {
+    let Ok(entries) = std::fs::read_dir("/proc/self/fd") else {
+        return;
+    };
+    let numbers: Vec<libc::c_int> = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    for number in numbers.into_iter().filter(|number| *number > 2) {
+        // SAFETY: takes numbers. What is not closed by an exec was open when we were started: nothing of ours knows it.
+        unsafe {
+            if libc::fcntl(number, libc::F_GETFD) == 0 {
+                libc::close(number);
+            }
+        }
+    }
+}
+
+/// Where we are; from here on we are at the root, so that we keep no file system busy.
+fn leave_directory() -> Option<OwnedFd> {
+    let directory = open(".", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
+    env::set_current_dir("/").ok()?;
+    Some(directory)
+}
+
+/// Whether this process is the first of its PID namespace.
+pub fn is_first() -> bool {
+    std::process::id() == 1
+}
+
+/// Orphans of the command come to us, and are seen, instead of to the first process.
+pub fn adopt_orphans() {
+    // SAFETY: takes numbers.
+    unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
+}
+
 /// A command that can be executed: everything that needs memory is made before the fork.
 pub struct Program {
     /// Where the command may be, in the order of PATH.
@@ -124,7 +161,11 @@ pub struct Program {
     environment: Vec<CString>,
     /// What the command inherits besides the standard streams, by the number that it has there.
     heirloom: Option<OwnedFd>,
+    /// Whether `LISTEN_PID` names us, and so has to name the command: it gets the descriptors that were meant.
+    is_listener: bool,
 }
+
+const LISTEN_PID: &str = "LISTEN_PID";
 
 /// Where an inherited descriptor is out of the way of scripts, which number theirs from 3 and have bash number them from 10;
 /// and where that is beyond a limit, at least of the standard streams. From 64 on the kernel makes a larger table, and takes
@@ -140,7 +181,12 @@ impl Program {
     pub fn new(words: &[OsString], variables: &[(&str, OsString)]) -> io::Result<Program> {
         let name = words.first().map(OsString::as_os_str).unwrap_or_default();
         let mut environment = Vec::new();
+        let mut is_listener = false;
         for (key, value) in env::vars_os().filter(|(key, _)| !variables.iter().any(|(name, _)| key == *name)) {
+            if key == LISTEN_PID && value == std::process::id().to_string().as_str() {
+                is_listener = true;
+                continue;
+            }
             environment.push(c_string(&[key.as_bytes(), b"=", value.as_bytes()])?);
         }
         for (key, value) in variables {
@@ -151,6 +197,7 @@ impl Program {
             arguments: words.iter().map(|word| c_string(&[word.as_bytes()])).collect::<io::Result<_>>()?,
             environment,
             heirloom: None,
+            is_listener,
         })
     }
 
@@ -188,27 +235,55 @@ fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
 pub struct Child {
     pid: libc::pid_t,
     group: Group,
+    /// The terminal that its group was given.
+    terminal: Option<File>,
+}
+
+/// How a command is started.
+pub struct Start {
+    pub group: Group,
+    /// What the kernel sends it when we are gone.
+    pub death_signal: Option<i32>,
 }
 
 /// Tells how the exec went: closed by it, or the reason why it failed.
 pub struct ExecPipe(Receiver);
 
-/// Forks and has the child execute the program, with the signal state that we were given. Must be called from the main
-/// thread and needs a runtime.
-pub fn spawn(program: &Program, group: Group, inherited: &Inherited) -> io::Result<(Child, ExecPipe)> {
-    let (report, reporter) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC | nix::fcntl::OFlag::O_NONBLOCK)?;
+/// Forks and has the child execute the program, with what we were given. Must be called from the main thread, for the death
+/// signal is that of the thread; and needs a runtime.
+pub fn spawn(program: &Program, start: &Start, inherited: &Inherited) -> io::Result<(Child, ExecPipe)> {
+    let (report, reporter) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
     let exec = ExecPipe(Receiver::from_owned_fd(report)?);
-    let arguments = pointers(&program.arguments);
-    let environment = pointers(&program.environment);
+    let terminal = match start.group {
+        Group::Foreground => Some(File::options().read(true).write(true).open("/dev/tty")?),
+        Group::Same | Group::Own => None,
+    };
+    let mut listener = format!("{LISTEN_PID}=0000000000\0").into_bytes();
+    let listen_pid: *mut libc::c_char = listener.as_mut_ptr().cast();
+    let mut environment = pointers(&program.environment);
+    if program.is_listener {
+        environment.insert(0, listen_pid);
+    }
+    let prepared = Prepared {
+        program,
+        start,
+        inherited,
+        arguments: pointers(&program.arguments),
+        environment,
+        listen_pid,
+        terminal: terminal.as_ref().map(AsRawFd::as_raw_fd),
+        directory: leave_directory(),
+        parent: std::process::id().cast_signed(),
+    };
     // How a script without a #! line is run, as execvp(3) does it: sh, the script, its arguments.
     let mut script_arguments = vec![c"sh".as_ptr(), ptr::null()];
-    script_arguments.extend(arguments.iter().skip(1));
+    script_arguments.extend(prepared.arguments.iter().skip(1));
     // SAFETY: the child only makes system calls on memory that was prepared above, until it executes or exits.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
         0 => {
             // SAFETY: we are the child of this fork; see there.
-            let errno = unsafe { execute(program, &arguments, &environment, &mut script_arguments, group, inherited) };
+            let errno = unsafe { execute(&prepared, &mut script_arguments) };
             // SAFETY: errno lives here, and the pipe is open. _exit leaves without running anything of ours.
             unsafe {
                 libc::write(reporter.as_raw_fd(), (&raw const errno).cast(), size_of_val(&errno));
@@ -216,41 +291,70 @@ pub fn spawn(program: &Program, group: Group, inherited: &Inherited) -> io::Resu
             }
         }
         pid => {
-            if group == Group::Own {
-                // The child does it as well; whoever comes first, it is done before anybody signals the group.
-                // SAFETY: takes two numbers.
-                unsafe { libc::setpgid(pid, pid) };
-            }
             drop(reporter);
-            Ok((Child { pid, group }, exec))
+            close_passed_on();
+            let child = Child { pid, group: start.group, terminal };
+            match start.group {
+                Group::Same => {}
+                // The child does it as well; whoever comes first, it is done before anybody signals the group.
+                Group::Own | Group::Foreground => child.lead_group(),
+            }
+            Ok((child, exec))
         }
     }
+}
+
+/// All that the child needs between fork and exec.
+struct Prepared<'p> {
+    program: &'p Program,
+    start: &'p Start,
+    inherited: &'p Inherited,
+    arguments: Vec<*const libc::c_char>,
+    environment: Vec<*const libc::c_char>,
+    listen_pid: *mut libc::c_char,
+    terminal: Option<libc::c_int>,
+    directory: Option<OwnedFd>,
+    parent: libc::pid_t,
 }
 
 /// Never returns but with the reason why nothing could be executed.
 ///
 /// # Safety
 /// Only in the child of a fork. The pointer lists end in null; `script_arguments` has a place for the script at 1.
-unsafe fn execute(
-    program: &Program,
-    arguments: &[*const libc::c_char],
-    environment: &[*const libc::c_char],
-    script_arguments: &mut [*const libc::c_char],
-    group: Group,
-    inherited: &Inherited,
-) -> i32 {
+unsafe fn execute(prepared: &Prepared<'_>, script_arguments: &mut [*const libc::c_char]) -> i32 {
+    let Prepared { program, start, inherited, arguments, environment, listen_pid, terminal, directory, parent } = prepared;
     // SAFETY: system calls on numbers and on memory prepared before the fork.
     unsafe {
-        if group == Group::Own {
-            libc::setpgid(0, 0);
+        if let Some(signal) = start.death_signal {
+            libc::prctl(libc::PR_SET_PDEATHSIG, signal, 0, 0, 0);
+            // Gone before we could ask for it. Not "is it 1": in a container our parent may well be.
+            if libc::getppid() != *parent {
+                libc::_exit(127);
+            }
+        }
+        match start.group {
+            Group::Same => {}
+            Group::Own | Group::Foreground => _ = libc::setpgid(0, 0),
+        }
+        if let Some(terminal) = terminal {
+            // TTOU is blocked still, or this would stop us.
+            libc::tcsetpgrp(*terminal, libc::getpid());
+        }
+        if let Some(directory) = directory {
+            libc::fchdir(directory.as_raw_fd());
+        }
+        let closed = AT_START.load(Ordering::Relaxed);
+        for fd in (0..3).filter(|fd| closed & 1 << fd != 0) {
+            libc::close(fd);
+        }
+        write_pid(listen_pid.add(LISTEN_PID.len() + 1), libc::getpid());
+        if let Some(heirloom) = &program.heirloom {
+            libc::fcntl(heirloom.as_raw_fd(), libc::F_SETFD, 0);
         }
         for signal in [libc::SIGPIPE, libc::SIGCHLD] {
             set_disposition(signal, if inherited.ignores(signal) { libc::SIG_IGN } else { libc::SIG_DFL });
         }
         libc::pthread_sigmask(libc::SIG_SETMASK, &raw const inherited.mask, ptr::null_mut());
-        if let Some(heirloom) = &program.heirloom {
-            libc::fcntl(heirloom.as_raw_fd(), libc::F_SETFD, 0);
-        }
         let mut failure = libc::ENOENT;
         for candidate in &program.candidates {
             libc::execve(candidate.as_ptr(), arguments.as_ptr(), environment.as_ptr());
@@ -267,6 +371,27 @@ unsafe fn execute(
             }
         }
         failure
+    }
+}
+
+/// Writes a number without asking for memory.
+///
+/// # Safety
+/// There are ten bytes there, and a zero behind them.
+unsafe fn write_pid(text: *mut libc::c_char, pid: libc::pid_t) {
+    let (mut length, mut rest) = (0, pid.cast_unsigned());
+    while rest > 0 {
+        rest /= 10;
+        length += 1;
+    }
+    let mut rest = pid.cast_unsigned();
+    // SAFETY: a pid has ten digits at the most.
+    unsafe {
+        *text.add(length) = 0;
+        for place in (0..length).rev() {
+            *text.add(place) = (b'0' + (rest % 10).to_le_bytes()[0]).cast_signed();
+            rest /= 10;
+        }
     }
 }
 
@@ -300,14 +425,78 @@ impl Child {
         unsafe { libc::kill(self.pid, signal) };
     }
 
-    /// Kills the command, and its group where it has one of its own.
-    pub fn kill(&self) {
-        self.send(libc::SIGKILL);
-        if self.group == Group::Own {
-            // SAFETY: takes two numbers; the group exists as long as its leader is not reaped.
-            unsafe { libc::kill(-self.pid, libc::SIGKILL) };
+    /// Sends a signal to the command's group. Where that is ours too, we get it back from ourselves and drop it.
+    pub fn send_to_group(&self, signal: i32) {
+        let group = match self.group {
+            Group::Same => 0,
+            Group::Own | Group::Foreground => -self.pid,
+        };
+        // SAFETY: takes two numbers; the group exists as long as its leader is not reaped.
+        unsafe { libc::kill(group, signal) };
+    }
+
+    /// Stops this process as the command was stopped, and lets both go on when it is continued.
+    pub fn stop_with(&self, signal: i32) {
+        self.give_terminal_to_us();
+        stop_ourselves(signal);
+        if self.terminal.is_some() {
+            self.lead_group();
+            self.send_to_group(libc::SIGCONT);
         }
     }
+
+    fn lead_group(&self) {
+        // SAFETY: takes numbers. TTOU is blocked in every thread of ours, or the second would stop us.
+        unsafe {
+            libc::setpgid(self.pid, self.pid);
+            if let Some(terminal) = &self.terminal {
+                libc::tcsetpgrp(terminal.as_raw_fd(), self.pid);
+            }
+        }
+    }
+
+    fn give_terminal_to_us(&self) {
+        if let Some(terminal) = &self.terminal {
+            // SAFETY: takes numbers.
+            unsafe { libc::tcsetpgrp(terminal.as_raw_fd(), libc::getpgrp()) };
+        }
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        self.give_terminal_to_us();
+    }
+}
+
+/// Sends a signal to a process if it is still the one that was seen, and nobody else who got its number.
+pub fn send_to(process: Process, signal: i32) {
+    // SAFETY: takes numbers; the descriptor is owned, and closed when it is dropped.
+    let handle = unsafe {
+        match libc::syscall(libc::SYS_pidfd_open, process.pid, 0) {
+            -1 => None,
+            handle => i32::try_from(handle).ok().map(|handle| OwnedFd::from_raw_fd(handle)),
+        }
+    };
+    if !process.is_there() {
+        return;
+    }
+    // SAFETY: takes numbers; no information is passed with the signal.
+    unsafe {
+        match &handle {
+            Some(handle) => {
+                libc::syscall(libc::SYS_pidfd_send_signal, handle.as_raw_fd(), signal, ptr::null::<libc::siginfo_t>(), 0);
+            }
+            // A kernel before 5.3.
+            None => _ = libc::kill(process.pid, signal),
+        }
+    }
+}
+
+/// Whether the terminal is ours to give: standard input and output are it, we lead our group, and that has it.
+pub fn has_terminal() -> bool {
+    // SAFETY: takes numbers.
+    unsafe { libc::getpgrp() == libc::getpid() && (0..2).all(|fd| libc::tcgetpgrp(fd) == libc::getpgrp()) }
 }
 
 /// Waits for a descriptor in the runtime. It is owned, so it stays the same one until it is no longer watched.
@@ -346,6 +535,12 @@ pub fn next_change() -> Option<(i32, Change)> {
         Change::Ended(Ending::Exited(libc::WEXITSTATUS(status).to_le_bytes()[0]))
     };
     Some((pid, change))
+}
+
+/// Whether there is a child, reaped or not.
+pub fn has_children() -> bool {
+    // SAFETY: asks, and takes no pointer that is written to.
+    unsafe { libc::waitid(libc::P_ALL, 0, ptr::null_mut(), libc::WEXITED | libc::WNOHANG | libc::WNOWAIT) == 0 }
 }
 
 /// Stops this process as that signal would have, and returns when it is continued. Where no shell could continue it (an

@@ -1,9 +1,11 @@
 //! The process half: what happens to the command from its start to its end. It knows no locks.
 
 mod child;
+mod descendants;
 mod policy;
 mod signals;
 
+use std::cell::Cell;
 use std::fs::File;
 use std::future::Future;
 use std::io;
@@ -11,11 +13,13 @@ use std::pin::pin;
 use std::process;
 
 use tokio::time::{Instant, sleep_until};
+use tracing::warn;
 
-use self::child::{Change, Child, next_change, spawn};
-pub use self::child::{Ending, Inherited, Program, die_of, stdout_was_closed};
+use self::child::{Change, Child, Start, adopt_orphans, has_children, has_terminal, next_change, send_to, spawn};
+pub use self::child::{Ending, Inherited, Program, die_of, is_first, stdout_was_closed};
+use self::descendants::{Process, children, descendants};
 use self::policy::{Action, Event, Policy};
-pub use self::policy::{Cause, Group, Outcome, Rules};
+pub use self::policy::{Cause, Group, Orphans, Outcome, Rules, Target};
 pub use self::signals::Signals;
 
 #[derive(Debug, thiserror::Error)]
@@ -36,22 +40,34 @@ impl Group {
             Err(_) => Group::Own,
         }
     }
+
+    /// A group of its own, which gets the terminal if that is ours to give.
+    pub fn own() -> Group {
+        if has_terminal() { Group::Foreground } else { Group::Own }
+    }
 }
 
 /// Runs a command to its end: passes signals on, and stops it once `revoked` is ready.
 ///
-/// When this returns the command has been reaped.
+/// `death_signal` is what the kernel sends the command when we are gone. When this returns the command has been reaped, and
+/// what it left behind is gone too, as the rules have it.
 ///
 /// # Cancellation
 /// Must not be dropped before it is ready, or nobody looks after the command.
 pub async fn supervise(
     program: &Program,
     rules: Rules,
+    death_signal: Option<i32>,
     signals: &mut Signals,
     revoked: impl Future<Output = ()>,
 ) -> Result<Outcome, SuperviseError> {
-    let (child, exec) = spawn(program, rules.group, signals.inherited()).map_err(SuperviseError::Fork)?;
-    let mut policy = Policy::new(rules, process::id().cast_signed(), child.pid());
+    adopt_orphans();
+    let start = Start { group: rules.group, death_signal };
+    let us = process::id().cast_signed();
+    let others = children(us);
+    let (child, exec) = spawn(program, &start, signals.inherited()).map_err(SuperviseError::Fork)?;
+    let tree = Tree { child, us, others, has_ended: Cell::new(false) };
+    let mut policy = Policy::new(rules, us, tree.child.pid());
     let mut exec_error = None;
     let mut is_executing = true;
     let mut revoked = pin!(revoked);
@@ -76,12 +92,12 @@ pub async fn supervise(
             }
         };
         // One after the other: a signal is passed on before the command is reaped, never after.
-        for event in event.into_iter().chain(changes(&child)) {
+        for event in event.into_iter().chain(tree.changes()) {
             for action in policy.on(event) {
                 match action {
-                    Action::Send(signal) => child.send(signal),
-                    Action::Kill => child.kill(),
-                    Action::Stop(signal) => child::stop_ourselves(signal),
+                    Action::Send(signal, target) => tree.send(signal, target),
+                    Action::TellOrphans => tree.tell(),
+                    Action::Stop(signal) => tree.child.stop_with(signal),
                     Action::WaitFor(time) => {
                         let then = Instant::now() + time;
                         deadline = Some(deadline.map_or(then, |earlier| earlier.min(then)));
@@ -99,10 +115,50 @@ pub async fn supervise(
     }
 }
 
-/// What became of the command; other children, whoever left them to us, are reaped as well.
-fn changes(child: &Child) -> impl Iterator<Item = Event> {
-    std::iter::from_fn(next_change).filter(|(pid, _)| *pid == child.pid()).map(|(_, change)| match change {
-        Change::Stopped(signal) => Event::Stopped(signal),
-        Change::Ended(ending) => Event::Ended(ending),
-    })
+/// The command and everything that descends from it.
+struct Tree {
+    child: Child,
+    us: i32,
+    /// Children that we had before (`sleep 9 & exec syncd-spawn ...`).
+    others: Vec<i32>,
+    has_ended: Cell<bool>,
+}
+
+impl Tree {
+    fn processes(&self) -> Vec<Process> {
+        // Without a child of any kind there is no need to look.
+        if has_children() { descendants(self.us, &self.others) } else { Vec::new() }
+    }
+
+    fn send(&self, signal: i32, target: Target) {
+        match target {
+            Target::Command => self.child.send(signal),
+            Target::Group => self.child.send_to_group(signal),
+            Target::Tree => self.processes().into_iter().for_each(|process| send_to(process, signal)),
+        }
+    }
+
+    fn tell(&self) {
+        let names: Vec<_> = self.processes().iter().map(|process| format!("{} ({})", process.name(), process.pid)).collect();
+        if !names.is_empty() {
+            warn!("the command has ended, and left behind: {}", names.join(", "));
+        }
+    }
+
+    /// What became of the command and of what it left behind; who else is our child is reaped as well.
+    fn changes(&self) -> impl Iterator<Item = Event> {
+        let changes = std::iter::from_fn(next_change).filter(|(pid, _)| *pid == self.child.pid());
+        let events = changes.map(|(_, change)| match change {
+            Change::Stopped(signal) => Event::Stopped(signal),
+            Change::Ended(ending) => {
+                self.has_ended.set(true);
+                Event::Ended { ending, leaves: !self.processes().is_empty() }
+            }
+        });
+        events.chain(std::iter::once_with(|| self.alone()).flatten())
+    }
+
+    fn alone(&self) -> Option<Event> {
+        (self.has_ended.get() && self.processes().is_empty()).then_some(Event::Alone)
+    }
 }

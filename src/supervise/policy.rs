@@ -12,15 +12,38 @@ pub enum Group {
     Same,
     /// In a group of its own.
     Own,
+    /// In a group of its own, which has the terminal as long as the command runs.
+    Foreground,
+}
+
+/// Whom a signal is passed on to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    Command,
+    /// Its process group.
+    Group,
+    /// Everything that the command started and that still runs, and the command itself.
+    Tree,
+}
+
+/// What becomes of the processes that a command leaves behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Orphans {
+    /// They are asked to end, killed after their grace, and gone before anything else happens.
+    Kill,
+    Wait,
+    Leave,
 }
 
 /// What was asked for.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
     pub group: Group,
-    /// How long after the first TERM that was passed on the command is killed.
+    pub target: Target,
+    pub orphans: Orphans,
+    /// How long after the first TERM that was passed on everything is killed.
     pub kill_after: Option<Duration>,
-    /// How long a command may take to end once its lock is lost.
+    /// How long one may take to end that is asked to.
     pub grace: Duration,
 }
 
@@ -29,7 +52,13 @@ pub enum Event {
     Signal(Signal),
     /// The command was stopped by this signal; it has not ended.
     Stopped(i32),
-    Ended(Ending),
+    /// The command was reaped. `leaves`: whether something that it started still runs.
+    Ended {
+        ending: Ending,
+        leaves: bool,
+    },
+    /// Nothing that the command started runs any more.
+    Alone,
     /// The permission to run was withdrawn.
     Revoked,
     /// The time asked for last is over.
@@ -38,8 +67,9 @@ pub enum Event {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    Send(i32),
-    Kill,
+    Send(i32, Target),
+    /// Tell a person what the command left behind.
+    TellOrphans,
     /// Stop ourselves with this signal, as the command was.
     Stop(i32),
     /// A [`Event::Deadline`] then, at the latest.
@@ -63,7 +93,7 @@ pub enum Cause {
     Revoked,
 }
 
-/// The state of a command that runs.
+/// The state of a command and of what it started.
 #[derive(Debug)]
 pub struct Policy {
     rules: Rules,
@@ -72,20 +102,36 @@ pub struct Policy {
     /// Bit n-1: signal n was sent to us.
     seen: u64,
     stopped: bool,
+    is_revoked: bool,
     phase: Phase,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    Running,
-    /// TERM went by, and the clock runs.
-    Terminating,
-    Revoked,
+    Running {
+        clock: Clock,
+    },
+    /// The command has ended; what it left behind has not.
+    Sweeping {
+        outcome: Outcome,
+        clock: Clock,
+    },
 }
+
+/// Whether there is an end to our patience.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Clock {
+    Stands,
+    Runs,
+}
+
+/// What was killed and still runs is killed again: it may have started something just before.
+const KILL_AGAIN: Duration = Duration::from_millis(50);
 
 impl Policy {
     pub fn new(rules: Rules, us: i32, command: i32) -> Policy {
-        Policy { rules, us, command, seen: 0, stopped: false, phase: Phase::Running }
+        let phase = Phase::Running { clock: Clock::Stands };
+        Policy { rules, us, command, seen: 0, stopped: false, is_revoked: false, phase }
     }
 
     pub fn on(&mut self, event: Event) -> Vec<Action> {
@@ -94,24 +140,58 @@ impl Policy {
             Event::Stopped(signal) => {
                 self.stopped = true;
                 match self.rules.group {
-                    Group::Same if STOPPING.contains(&signal) => vec![Action::Stop(signal)],
-                    Group::Same | Group::Own => vec![],
+                    Group::Same | Group::Foreground if STOPPING.contains(&signal) => vec![Action::Stop(signal)],
+                    Group::Same | Group::Foreground | Group::Own => vec![],
                 }
             }
-            Event::Revoked => match self.phase {
-                Phase::Revoked => vec![],
-                Phase::Running | Phase::Terminating => {
-                    self.phase = Phase::Revoked;
-                    // A stopped command could not react to TERM.
-                    vec![Action::Send(libc::SIGTERM), Action::Send(libc::SIGCONT), Action::WaitFor(self.rules.grace)]
+            Event::Revoked if self.is_revoked => vec![],
+            Event::Revoked => {
+                self.is_revoked = true;
+                self.run_clock();
+                ask_to_end(Target::Tree, self.rules.grace).into()
+            }
+            Event::Deadline => match self.phase {
+                Phase::Running { clock: Clock::Stands } | Phase::Sweeping { clock: Clock::Stands, .. } => vec![],
+                Phase::Running { clock: Clock::Runs } | Phase::Sweeping { clock: Clock::Runs, .. } => {
+                    vec![Action::Send(libc::SIGKILL, Target::Tree), Action::WaitFor(KILL_AGAIN)]
                 }
             },
-            Event::Deadline => match self.phase {
-                Phase::Running => vec![],
-                Phase::Terminating | Phase::Revoked => vec![Action::Kill],
+            Event::Ended { ending, leaves } => self.on_end(Outcome { ending, cause: self.cause(ending) }, leaves),
+            Event::Alone => match self.phase {
+                Phase::Running { .. } => vec![],
+                Phase::Sweeping { outcome: Outcome { ending, cause }, .. } => {
+                    let cause = if self.is_revoked { Cause::Revoked } else { cause };
+                    vec![Action::Finish(Outcome { ending, cause })]
+                }
             },
-            Event::Ended(ending) => vec![Action::Finish(Outcome { ending, cause: self.cause(ending) })],
         }
+    }
+
+    fn on_end(&mut self, outcome: Outcome, leaves: bool) -> Vec<Action> {
+        if !leaves {
+            return vec![Action::Finish(outcome)];
+        }
+        let clock = match self.phase {
+            Phase::Running { clock } | Phase::Sweeping { clock, .. } => clock,
+        };
+        self.phase = Phase::Sweeping { outcome, clock };
+        match (self.rules.orphans, clock) {
+            // They were told already, with the command.
+            (_, Clock::Runs) if self.is_revoked => vec![],
+            (Orphans::Leave, _) => vec![Action::Finish(outcome)],
+            (Orphans::Wait, _) => vec![Action::TellOrphans],
+            (Orphans::Kill, _) => {
+                self.run_clock();
+                let mut actions = vec![Action::TellOrphans];
+                actions.extend(ask_to_end(Target::Tree, self.rules.grace));
+                actions
+            }
+        }
+    }
+
+    fn run_clock(&mut self) {
+        let (Phase::Running { clock } | Phase::Sweeping { clock, .. }) = &mut self.phase;
+        *clock = Clock::Runs;
     }
 
     fn on_signal(&mut self, signal: Signal) -> Vec<Action> {
@@ -133,24 +213,36 @@ impl Policy {
     }
 
     fn pass_on(&mut self, number: i32) -> Vec<Action> {
-        let mut actions = vec![Action::Send(number)];
+        let target = match self.phase {
+            Phase::Running { .. } => self.rules.target,
+            Phase::Sweeping { .. } => Target::Tree,
+        };
+        let mut actions = vec![Action::Send(number, target)];
         if number == libc::SIGCONT {
             self.stopped = false;
         }
-        if let (libc::SIGTERM, Phase::Running, Some(kill_after)) = (number, self.phase, self.rules.kill_after) {
-            self.phase = Phase::Terminating;
-            actions.extend([Action::Send(libc::SIGCONT), Action::WaitFor(kill_after)]);
+        if let (libc::SIGTERM, Phase::Running { clock: Clock::Stands }, Some(kill_after)) =
+            (number, self.phase, self.rules.kill_after)
+        {
+            self.run_clock();
+            // A stopped command could not react to TERM.
+            actions.extend([Action::Send(libc::SIGCONT, target), Action::WaitFor(kill_after)]);
         }
         actions
     }
 
     fn cause(&self, ending: Ending) -> Cause {
-        match (self.phase, ending) {
-            (Phase::Revoked, _) => Cause::Revoked,
-            (_, Ending::Signaled { number, .. }) if self.seen & (1 << (number - 1)) != 0 => Cause::Passed,
-            (_, Ending::Signaled { .. } | Ending::Exited(_)) => Cause::Own,
+        match ending {
+            _ if self.is_revoked => Cause::Revoked,
+            Ending::Signaled { number, .. } if self.seen & (1 << (number - 1)) != 0 => Cause::Passed,
+            Ending::Signaled { .. } | Ending::Exited(_) => Cause::Own,
         }
     }
+}
+
+/// TERM, and CONT: who is stopped could not react to TERM. After the grace there is a deadline.
+fn ask_to_end(target: Target, grace: Duration) -> [Action; 3] {
+    [Action::Send(libc::SIGTERM, target), Action::Send(libc::SIGCONT, target), Action::WaitFor(grace)]
 }
 
 /// What a terminal sends to its whole foreground group.
@@ -165,101 +257,188 @@ mod tests {
     const US: i32 = 100;
     const COMMAND: i32 = 101;
     const SOMEBODY: Sender = Sender::Process(7);
-    const GROUPS: [Group; 2] = [Group::Same, Group::Own];
+    const GROUPS: [Group; 3] = [Group::Same, Group::Own, Group::Foreground];
+    const GRACE: Duration = Duration::from_secs(5);
+    const GOOD: Ending = Ending::Exited(0);
 
-    fn policy(group: Group, kill_after: Option<u64>) -> Policy {
-        let rules = Rules { group, kill_after: kill_after.map(Duration::from_secs), grace: Duration::from_secs(5) };
-        Policy::new(rules, US, COMMAND)
+    fn rules(group: Group) -> Rules {
+        Rules { group, target: Target::Command, orphans: Orphans::Kill, kill_after: None, grace: GRACE }
+    }
+
+    fn policy(group: Group) -> Policy {
+        Policy::new(rules(group), US, COMMAND)
     }
 
     fn on(policy: &mut Policy, number: i32, sender: Sender) -> Vec<Action> {
         policy.on(Event::Signal(Signal { number, sender }))
     }
 
+    fn send(number: i32) -> Action {
+        Action::Send(number, Target::Command)
+    }
+
+    fn to_tree(number: i32) -> Action {
+        Action::Send(number, Target::Tree)
+    }
+
+    fn finish(ending: Ending, cause: Cause) -> [Action; 1] {
+        [Action::Finish(Outcome { ending, cause })]
+    }
+
+    fn by(number: i32) -> Ending {
+        Ending::Signaled { number, dumped_core: false }
+    }
+
     #[test]
     fn every_signal_of_a_process_is_passed_on_but_for_the_death_of_children() {
         for group in GROUPS {
-            for number in (1..=64).filter(|number| *number != libc::SIGCHLD && *number != libc::SIGCONT) {
-                assert_eq!(on(&mut policy(group, None), number, SOMEBODY), [Action::Send(number)], "{number}");
+            for number in (1..=64).filter(|number| ![libc::SIGCHLD, libc::SIGCONT].contains(number)) {
+                assert_eq!(on(&mut policy(group), number, SOMEBODY), [send(number)], "{number}");
             }
-            assert_eq!(on(&mut policy(group, None), libc::SIGCHLD, SOMEBODY), []);
+            assert_eq!(on(&mut policy(group), libc::SIGCHLD, SOMEBODY), []);
         }
-        assert_eq!(on(&mut policy(Group::Own, None), libc::SIGCONT, SOMEBODY), [Action::Send(libc::SIGCONT)]);
+        assert_eq!(on(&mut policy(Group::Own), libc::SIGCONT, SOMEBODY), [send(libc::SIGCONT)]);
+    }
+
+    #[test]
+    fn a_signal_goes_to_the_group_where_that_was_asked_for() {
+        for group in GROUPS {
+            let rules = Rules { target: Target::Group, ..rules(group) };
+            let sent = on(&mut Policy::new(rules, US, COMMAND), libc::SIGTERM, SOMEBODY);
+            assert_eq!(sent, [Action::Send(libc::SIGTERM, Target::Group)]);
+        }
     }
 
     #[test]
     fn what_the_terminal_has_told_the_whole_group_is_not_told_twice() {
         for number in 1..=31 {
-            let actions = on(&mut policy(Group::Same, None), number, Sender::Kernel);
+            let actions = on(&mut policy(Group::Same), number, Sender::Kernel);
             let is_silent = is_the_terminals(number) || number == libc::SIGCHLD || number == libc::SIGCONT;
             assert_eq!(actions.is_empty(), is_silent, "{number}");
         }
-        assert_eq!(on(&mut policy(Group::Own, None), libc::SIGINT, Sender::Kernel), [Action::Send(libc::SIGINT)]);
+        assert_eq!(on(&mut policy(Group::Own), libc::SIGINT, Sender::Kernel), [send(libc::SIGINT)]);
     }
 
     #[test]
     fn our_own_signals_and_in_its_own_group_the_commands_are_dropped() {
         for group in GROUPS {
-            assert_eq!(on(&mut policy(group, None), libc::SIGPIPE, Sender::Process(US)), []);
+            assert_eq!(on(&mut policy(group), libc::SIGPIPE, Sender::Process(US)), []);
         }
-        assert_eq!(on(&mut policy(Group::Same, None), libc::SIGTERM, Sender::Process(COMMAND)), []);
-        let sent = on(&mut policy(Group::Own, None), libc::SIGTERM, Sender::Process(COMMAND));
-        assert_eq!(sent, [Action::Send(libc::SIGTERM)]);
+        assert_eq!(on(&mut policy(Group::Same), libc::SIGTERM, Sender::Process(COMMAND)), []);
+        let sent = on(&mut policy(Group::Own), libc::SIGTERM, Sender::Process(COMMAND));
+        assert_eq!(sent, [send(libc::SIGTERM)]);
     }
 
     #[test]
     fn a_second_term_is_passed_on_too_and_does_not_start_the_clock_again() {
-        let mut policy = policy(Group::Own, Some(3));
-        let (term, cont) = (Action::Send(libc::SIGTERM), Action::Send(libc::SIGCONT));
-        assert_eq!(on(&mut policy, libc::SIGTERM, SOMEBODY), [term, cont, Action::WaitFor(Duration::from_secs(3))]);
+        let kill_after = Duration::from_secs(3);
+        let rules = Rules { kill_after: Some(kill_after), ..rules(Group::Own) };
+        let mut policy = Policy::new(rules, US, COMMAND);
+        let (term, cont) = (send(libc::SIGTERM), send(libc::SIGCONT));
+        assert_eq!(on(&mut policy, libc::SIGINT, SOMEBODY), [send(libc::SIGINT)]);
+        assert_eq!(on(&mut policy, libc::SIGTERM, SOMEBODY), [term, cont, Action::WaitFor(kill_after)]);
         assert_eq!(on(&mut policy, libc::SIGTERM, SOMEBODY), [term]);
-        assert_eq!(policy.on(Event::Deadline), [Action::Kill]);
+        assert_eq!(policy.on(Event::Deadline), [to_tree(libc::SIGKILL), Action::WaitFor(KILL_AGAIN)]);
     }
 
     #[test]
     fn a_stop_by_the_terminal_stops_us_too_and_a_plain_one_never() {
         for number in STOPPING {
-            assert_eq!(policy(Group::Same, None).on(Event::Stopped(number)), [Action::Stop(number)]);
-            assert_eq!(policy(Group::Own, None).on(Event::Stopped(number)), []);
+            assert_eq!(policy(Group::Same).on(Event::Stopped(number)), [Action::Stop(number)]);
+            assert_eq!(policy(Group::Foreground).on(Event::Stopped(number)), [Action::Stop(number)]);
+            assert_eq!(policy(Group::Own).on(Event::Stopped(number)), []);
         }
         for group in GROUPS {
-            assert_eq!(policy(group, None).on(Event::Stopped(libc::SIGSTOP)), []);
+            assert_eq!(policy(group).on(Event::Stopped(libc::SIGSTOP)), []);
         }
-        let mut policy = policy(Group::Same, None);
+        let mut policy = policy(Group::Same);
         assert_eq!(on(&mut policy, libc::SIGCONT, SOMEBODY), []);
         policy.on(Event::Stopped(libc::SIGSTOP));
-        assert_eq!(on(&mut policy, libc::SIGCONT, SOMEBODY), [Action::Send(libc::SIGCONT)]);
+        assert_eq!(on(&mut policy, libc::SIGCONT, SOMEBODY), [send(libc::SIGCONT)]);
+        assert_eq!(on(&mut policy, libc::SIGCONT, SOMEBODY), []);
     }
 
     #[test]
-    fn a_revoked_command_is_asked_to_end_once_and_killed_after_its_grace() {
-        for group in GROUPS {
-            let mut policy = policy(group, Some(60));
-            on(&mut policy, libc::SIGTERM, SOMEBODY);
-            let asked = [Action::Send(libc::SIGTERM), Action::Send(libc::SIGCONT), Action::WaitFor(Duration::from_secs(5))];
-            assert_eq!(policy.on(Event::Revoked), asked);
-            assert_eq!(policy.on(Event::Revoked), []);
-            assert_eq!(policy.on(Event::Deadline), [Action::Kill]);
-            let ending = Ending::Signaled { number: libc::SIGKILL, dumped_core: false };
-            assert_eq!(policy.on(Event::Ended(ending)), [Action::Finish(Outcome { ending, cause: Cause::Revoked })]);
+    fn a_revoked_tree_is_asked_to_end_once_and_killed_after_its_grace() {
+        for orphans in [Orphans::Kill, Orphans::Wait, Orphans::Leave] {
+            for leaves in [false, true] {
+                let rules = Rules { orphans, kill_after: Some(Duration::from_mins(1)), ..rules(Group::Own) };
+                let mut policy = Policy::new(rules, US, COMMAND);
+                on(&mut policy, libc::SIGTERM, SOMEBODY);
+                let asked = [to_tree(libc::SIGTERM), to_tree(libc::SIGCONT), Action::WaitFor(GRACE)];
+                assert_eq!(policy.on(Event::Revoked), asked);
+                assert_eq!(policy.on(Event::Revoked), []);
+                let killed = [to_tree(libc::SIGKILL), Action::WaitFor(KILL_AGAIN)];
+                assert_eq!(policy.on(Event::Deadline), killed);
+                let ended = policy.on(Event::Ended { ending: by(libc::SIGKILL), leaves });
+                if leaves {
+                    assert_eq!(ended, []);
+                    assert_eq!(policy.on(Event::Deadline), killed);
+                    assert_eq!(policy.on(Event::Alone), finish(by(libc::SIGKILL), Cause::Revoked));
+                } else {
+                    assert_eq!(ended, finish(by(libc::SIGKILL), Cause::Revoked));
+                }
+            }
         }
     }
 
     #[test]
     fn an_ending_tells_whether_its_signal_had_been_sent_to_us() {
-        let by_term = Ending::Signaled { number: libc::SIGTERM, dumped_core: false };
-        let finish = |ending, cause| [Action::Finish(Outcome { ending, cause })];
-        let mut policy = policy(Group::Own, None);
-        assert_eq!(policy.on(Event::Ended(by_term)), finish(by_term, Cause::Own));
+        let ended = |policy: &mut Policy, ending| policy.on(Event::Ended { ending, leaves: false });
+        let mut policy = policy(Group::Own);
+        assert_eq!(ended(&mut policy, by(libc::SIGTERM)), finish(by(libc::SIGTERM), Cause::Own));
         on(&mut policy, libc::SIGTERM, SOMEBODY);
-        assert_eq!(policy.on(Event::Ended(by_term)), finish(by_term, Cause::Passed));
-        let by_kill = Ending::Signaled { number: libc::SIGKILL, dumped_core: false };
-        assert_eq!(policy.on(Event::Ended(by_kill)), finish(by_kill, Cause::Own));
-        assert_eq!(policy.on(Event::Ended(Ending::Exited(143))), finish(Ending::Exited(143), Cause::Own));
+        on(&mut policy, 64, SOMEBODY);
+        assert_eq!(ended(&mut policy, by(libc::SIGTERM)), finish(by(libc::SIGTERM), Cause::Passed));
+        assert_eq!(ended(&mut policy, by(64)), finish(by(64), Cause::Passed));
+        assert_eq!(ended(&mut policy, by(libc::SIGKILL)), finish(by(libc::SIGKILL), Cause::Own));
+        assert_eq!(ended(&mut policy, Ending::Exited(143)), finish(Ending::Exited(143), Cause::Own));
     }
 
     #[test]
-    fn a_deadline_nobody_asked_for_does_nothing() {
-        assert_eq!(policy(Group::Own, None).on(Event::Deadline), []);
+    fn who_leaves_nobody_behind_is_done_whatever_the_rule() {
+        for orphans in [Orphans::Kill, Orphans::Wait, Orphans::Leave] {
+            let mut policy = Policy::new(Rules { orphans, ..rules(Group::Own) }, US, COMMAND);
+            assert_eq!(policy.on(Event::Ended { ending: GOOD, leaves: false }), finish(GOOD, Cause::Own));
+        }
+    }
+
+    #[test]
+    fn orphans_are_asked_to_end_then_killed_until_none_is_left_and_only_then_we_are_done() {
+        let mut policy = policy(Group::Own);
+        let asked = [Action::TellOrphans, to_tree(libc::SIGTERM), to_tree(libc::SIGCONT), Action::WaitFor(GRACE)];
+        assert_eq!(policy.on(Event::Ended { ending: GOOD, leaves: true }), asked);
+        assert_eq!(on(&mut policy, libc::SIGUSR1, SOMEBODY), [to_tree(libc::SIGUSR1)]);
+        for _ in 0..3 {
+            assert_eq!(policy.on(Event::Deadline), [to_tree(libc::SIGKILL), Action::WaitFor(KILL_AGAIN)]);
+        }
+        assert_eq!(policy.on(Event::Alone), finish(GOOD, Cause::Own));
+    }
+
+    #[test]
+    fn orphans_may_be_waited_for_or_left() {
+        let mut waits = Policy::new(Rules { orphans: Orphans::Wait, ..rules(Group::Own) }, US, COMMAND);
+        assert_eq!(waits.on(Event::Ended { ending: GOOD, leaves: true }), [Action::TellOrphans]);
+        assert_eq!(waits.on(Event::Deadline), []);
+        assert_eq!(on(&mut waits, libc::SIGTERM, SOMEBODY), [to_tree(libc::SIGTERM)]);
+        assert_eq!(waits.on(Event::Alone), finish(GOOD, Cause::Own));
+        let mut leaves = Policy::new(Rules { orphans: Orphans::Leave, ..rules(Group::Own) }, US, COMMAND);
+        assert_eq!(leaves.on(Event::Ended { ending: GOOD, leaves: true }), finish(GOOD, Cause::Own));
+    }
+
+    #[test]
+    fn a_lock_lost_while_orphans_are_waited_for_ends_them() {
+        let mut policy = Policy::new(Rules { orphans: Orphans::Wait, ..rules(Group::Own) }, US, COMMAND);
+        policy.on(Event::Ended { ending: GOOD, leaves: true });
+        let asked = [to_tree(libc::SIGTERM), to_tree(libc::SIGCONT), Action::WaitFor(GRACE)];
+        assert_eq!(policy.on(Event::Revoked), asked);
+        assert_eq!(policy.on(Event::Deadline), [to_tree(libc::SIGKILL), Action::WaitFor(KILL_AGAIN)]);
+        assert_eq!(policy.on(Event::Alone), finish(GOOD, Cause::Revoked));
+    }
+
+    #[test]
+    fn a_deadline_nobody_asked_for_does_nothing_and_nobody_is_alone_while_the_command_runs() {
+        assert_eq!(policy(Group::Own).on(Event::Deadline), []);
+        assert_eq!(policy(Group::Own).on(Event::Alone), []);
     }
 }
