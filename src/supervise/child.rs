@@ -336,7 +336,9 @@ unsafe fn execute(prepared: &Prepared<'_>, script_arguments: &mut [*const libc::
             Group::Same => {}
             Group::Own | Group::Foreground => _ = libc::setpgid(0, 0),
         }
-        if let Some(terminal) = terminal {
+        if let Some(terminal) = terminal
+            && libc::tcgetpgrp(*terminal) == libc::getpgid(*parent)
+        {
             // TTOU is blocked still, or this would stop us.
             libc::tcsetpgrp(*terminal, libc::getpid());
         }
@@ -446,19 +448,25 @@ impl Child {
     }
 
     fn lead_group(&self) {
-        // SAFETY: takes numbers. TTOU is blocked in every thread of ours, or the second would stop us.
+        // SAFETY: takes numbers. TTOU is blocked in every thread of ours, or the last would stop us.
         unsafe {
             libc::setpgid(self.pid, self.pid);
-            if let Some(terminal) = &self.terminal {
-                libc::tcsetpgrp(terminal.as_raw_fd(), self.pid);
+            if let Some(terminal) = self.terminal.as_ref().map(AsRawFd::as_raw_fd)
+                && libc::tcgetpgrp(terminal) == libc::getpgrp()
+            {
+                libc::tcsetpgrp(terminal, self.pid);
             }
         }
     }
 
     fn give_terminal_to_us(&self) {
-        if let Some(terminal) = &self.terminal {
-            // SAFETY: takes numbers.
-            unsafe { libc::tcsetpgrp(terminal.as_raw_fd(), libc::getpgrp()) };
+        if let Some(terminal) = self.terminal.as_ref().map(AsRawFd::as_raw_fd) {
+            // SAFETY: takes numbers; see above.
+            unsafe {
+                if libc::tcgetpgrp(terminal) == self.pid {
+                    libc::tcsetpgrp(terminal, libc::getpgrp());
+                }
+            }
         }
     }
 }
@@ -493,10 +501,10 @@ pub fn send_to(process: Process, signal: i32) {
     }
 }
 
-/// Whether the terminal is ours to give: standard input and output are it, we lead our group, and that has it.
+/// Whether the terminal is ours to give, when we have it: standard input and output are it, and we lead our group.
 pub fn has_terminal() -> bool {
     // SAFETY: takes numbers.
-    unsafe { libc::getpgrp() == libc::getpid() && (0..2).all(|fd| libc::tcgetpgrp(fd) == libc::getpgrp()) }
+    unsafe { libc::getpgrp() == libc::getpid() && (0..2).all(|fd| libc::tcgetpgrp(fd) != -1) }
 }
 
 /// Waits for a descriptor in the runtime. It is owned, so it stays the same one until it is no longer watched.

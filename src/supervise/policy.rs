@@ -12,7 +12,7 @@ pub enum Group {
     Same,
     /// In a group of its own.
     Own,
-    /// In a group of its own, which has the terminal as long as the command runs.
+    /// In a group of its own, which has the terminal when we would.
     Foreground,
 }
 

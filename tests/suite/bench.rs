@@ -7,7 +7,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -259,7 +259,6 @@ pub struct Ended {
 
 struct Stream {
     text: Arc<(Mutex<Text>, Condvar)>,
-    reader: Option<JoinHandle<()>>,
 }
 
 #[derive(Default)]
@@ -390,7 +389,7 @@ impl Stream {
     fn read(mut from: impl Read + Send + 'static) -> Stream {
         let text = Arc::<(Mutex<Text>, Condvar)>::default();
         let shared = Arc::clone(&text);
-        let reader = thread::spawn(move || {
+        thread::spawn(move || {
             let mut buffer = [0; 8192];
             loop {
                 let length = from.read(&mut buffer).unwrap_or(0);
@@ -403,7 +402,7 @@ impl Stream {
                 }
             }
         });
-        Stream { text, reader: Some(reader) }
+        Stream { text }
     }
 
     fn so_far(&self) -> String {
@@ -425,9 +424,15 @@ impl Stream {
         }
     }
 
+    /// Everything, once whoever could write to it has ended or closed it.
     fn whole(&mut self) -> Vec<u8> {
-        self.reader.take().expect("once").join().expect("it only reads");
-        std::mem::take(&mut self.text.0.lock().expect("not poisoned").bytes)
+        let deadline = Instant::now() + LIMIT;
+        let mut state = self.text.0.lock().expect("not poisoned");
+        while !state.is_whole {
+            assert!(Instant::now() < deadline, "somebody keeps it open: {:?}", String::from_utf8_lossy(&state.bytes));
+            state = self.text.1.wait_timeout(state, Duration::from_millis(200)).expect("not poisoned").0;
+        }
+        std::mem::take(&mut state.bytes)
     }
 }
 

@@ -10,4 +10,6 @@ mod proxy;
 mod raw;
 mod signals;
 mod spawn;
+mod supervision;
+mod terminal;
 mod zookeeper;

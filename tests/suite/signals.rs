@@ -199,6 +199,9 @@ fn ctrl_z_stops_the_job_and_fg_continues_it(bench: &Bench) {
     let mut shell = Run::start(bench.program("script", ["-qec", "bash --norc -i", "/dev/null"]));
     shell.write(format!("PS1='prompt> '; {BINARY} -q -n /job -- sh -c 'echo rea''dy; cat; echo do''ne'\n").as_bytes());
     shell.says("ready");
+    // Once cat is there: a shell that is just starting it with vfork cannot be stopped.
+    shell.write(b"first\n");
+    shell.says("first\r\nfirst\r\n");
     shell.write(b"\x1a");
     shell.says("Stopped");
     shell.write(b"fg\n");
