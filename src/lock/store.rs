@@ -1,7 +1,7 @@
 //! What a lock needs from a place that keeps queues.
 
+use std::fs::File;
 use std::future::Future;
-use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use super::contender::{Claim, Contender, NodeName, Place};
@@ -46,7 +46,7 @@ pub trait Store {
     async fn leave(&self, lock: &LockPath, name: &NodeName, expected: Expected) -> Result<Removal, StoreError>;
 
     /// What the command has to inherit, where the store tells by it that somebody still works under our contender.
-    fn heirloom(&self, _name: &NodeName) -> Option<Rc<OwnedFd>> {
+    fn heirloom(&self, _name: &NodeName) -> Option<Rc<File>> {
         None
     }
 }

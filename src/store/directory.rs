@@ -17,9 +17,9 @@ mod watch;
 
 use std::cell::RefCell;
 use std::fs::{File, TryLockError};
-use std::future::Future;
+use std::future::{Future, pending};
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::rc::Rc;
@@ -28,10 +28,10 @@ use std::time::{Duration, SystemTime};
 use nix::errno::Errno;
 use nix::sys::stat::{FileStat, fstat};
 use nix::unistd::geteuid;
-use tokio::time::{sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::warn;
 
-use self::dir::{Dir, Trouble, errno, kind};
+use self::dir::{Dir, Trouble, elsewhere, errno, kind};
 pub use self::root::{Root, RootError};
 use self::watch::Watches;
 use crate::lock::{
@@ -50,12 +50,12 @@ const DELETIONS: usize = 100;
 /// The kernel tells that a file was closed before it gives up the flock, so a look may come too early, and is repeated, at
 /// first after this pause and then ever more rarely.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
-/// No pause is longer where the kernel watches for us, and where it has no watch left.
+/// No pause is longer where the kernel watches for us, and where it does not, or not yet.
 const LONGEST_PAUSE: Duration = Duration::from_hours(1);
 const LONGEST_PAUSE_UNWATCHED: Duration = Duration::from_millis(50);
-
-/// How old a run is before its own lock is watched.
-const WATCH_AFTER: Duration = Duration::from_millis(50);
+/// The kernel takes many milliseconds to take a watch back, and our end waits for it; a command that runs for less than this
+/// is to be spared them.
+const WATCH_OURS_AFTER: Duration = Duration::from_secs(1);
 
 /// A directory of this host, below a chroot.
 pub struct Directory {
@@ -64,14 +64,16 @@ pub struct Directory {
     chroot: AbsolutePath,
     limit: Limit,
     /// The files that we have flocked.
-    held: RefCell<Vec<(NodeName, Rc<OwnedFd>)>>,
+    held: RefCell<Vec<(NodeName, Rc<File>)>>,
     watches: Watches,
 }
 
 /// What became of a contender.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Life {
-    Alive,
+    /// It belongs to nobody, or we may not look.
+    Standing,
+    /// Somebody holds the flock on this file.
+    Working(File),
     /// Its flock is free, and so it stays.
     Dead,
     Missing,
@@ -168,7 +170,7 @@ impl Directory {
         }
         let name = NodeName::parse(&name).expect("it is made of a mark and ten digits");
         match claim.lifetime {
-            Lifetime::Spawned => self.held.borrow_mut().push((name.clone(), Rc::new(file.into()))),
+            Lifetime::Spawned => self.held.borrow_mut().push((name.clone(), Rc::new(file))),
             Lifetime::Explicit => {}
         }
         Ok(Place { name, token })
@@ -179,19 +181,19 @@ impl Directory {
             return Ok(Life::Missing);
         };
         if !is_marked(stat.st_mode) {
-            return Ok(Life::Alive);
+            return Ok(Life::Standing);
         }
         let trouble = |errno| dir.trouble("to look at", name, errno);
         let file = match dir.open_file(name) {
             Ok(Some(file)) => file,
             Ok(None) => return Ok(Life::Missing),
             // What cannot be looked at cannot be told to be dead.
-            Err(Errno::EACCES) => return Ok(Life::Alive),
+            Err(Errno::EACCES) => return Ok(Life::Standing),
             Err(errno) => return Err(trouble(errno)),
         };
         match file.try_lock_shared() {
             Ok(()) => Ok(Life::Dead),
-            Err(TryLockError::WouldBlock) => Ok(Life::Alive),
+            Err(TryLockError::WouldBlock) => Ok(Life::Working(file)),
             Err(TryLockError::Error(error)) => Err(trouble(errno(&error))),
         }
     }
@@ -276,7 +278,7 @@ impl Store for Directory {
                 return true;
             }
             match Self::life(&dir, name) {
-                Ok(Life::Alive) => true,
+                Ok(Life::Standing | Life::Working(_)) => true,
                 // Where it belongs to somebody else it may have to stay, but it stands in nobody's way.
                 Ok(Life::Dead) => {
                     _ = dir.remove(name);
@@ -306,26 +308,38 @@ impl Store for Directory {
     }
 
     async fn gone(&self, lock: &LockPath, name: &NodeName) -> Result<(), StoreError> {
+        let is_ours = self.heirloom(name).is_some();
+        let watch_from = Instant::now() + if is_ours { WATCH_OURS_AFTER } else { Duration::ZERO };
         let name = name.as_str();
         let mut pause = FIRST_PAUSE;
         let mut watch = None;
+        let mut released = None;
         loop {
             let Some(dir) = self.find(lock)? else {
                 return Ok(());
             };
-            if watch.is_none() {
-                // Without one we look again and again; it is tried again too, for others give theirs back.
+            if watch.is_none() && Instant::now() >= watch_from {
+                // The kernel may have none left; it is asked again, for others give theirs back.
                 watch = self.watches.arm(&dir, name).ok();
             }
             match Self::life(&dir, name).map_err(|trouble| self.refused(trouble))? {
-                Life::Alive => {}
                 Life::Dead | Life::Missing => return Ok(()),
+                Life::Working(file) if !is_ours && watch.is_none() && released.is_none() => {
+                    released = elsewhere(move || drop(file.lock_shared())).ok();
+                }
+                Life::Working(_) | Life::Standing => {}
             }
             drop(dir);
             let event = async {
                 match &watch {
                     Some(watch) => watch.event().await,
-                    None => std::future::pending().await,
+                    None => pending().await,
+                }
+            };
+            let release = async {
+                match &mut released {
+                    Some(released) => drop(released.await),
+                    None => pending().await,
                 }
             };
             tokio::select! {
@@ -335,16 +349,11 @@ impl Store for Directory {
                         watch = None;
                     }
                 }
+                () = release => released = None,
                 () = sleep(pause) => pause *= 2,
             }
             pause = pause.min(if watch.is_some() { LONGEST_PAUSE } else { LONGEST_PAUSE_UNWATCHED });
         }
-    }
-
-    async fn lost(&self, lock: &LockPath, name: &NodeName) -> Result<(), StoreError> {
-        // The kernel takes milliseconds to close a watch, and a short command is to be spared them.
-        sleep(WATCH_AFTER).await;
-        self.gone(lock, name).await
     }
 
     async fn leave(&self, lock: &LockPath, name: &NodeName, expected: Expected) -> Result<Removal, StoreError> {
@@ -356,11 +365,12 @@ impl Store for Directory {
             Some(dir) => Self::remove(&dir, name.as_str(), expected).map_err(not_removed)?,
             None => Removal::Missing,
         };
-        self.held.borrow_mut().retain(|(held, _)| held != name);
+        // What the command left running may have the file still open, and others wait for its flock.
+        self.held.borrow_mut().retain(|(held, file)| held != name || file.unlock().is_err());
         Ok(removal)
     }
 
-    fn heirloom(&self, name: &NodeName) -> Option<Rc<OwnedFd>> {
+    fn heirloom(&self, name: &NodeName) -> Option<Rc<File>> {
         self.held.borrow().iter().find(|(held, _)| held == name).map(|(_, file)| Rc::clone(file))
     }
 }

@@ -99,12 +99,16 @@ impl Dir {
     pub async fn pass_turnstile(&self) -> Result<(), Trouble> {
         let trouble = |errno| Trouble::new(format!("to lock {}", self.path.display()), errno);
         let file = File::from(self.fd.try_clone().map_err(|error| trouble(errno(&error)))?);
-        match file.try_lock() {
+        let locked = match file.try_lock() {
+            Err(TryLockError::WouldBlock) => {
+                // Whoever is in there may have been stopped.
+                let locked = elsewhere(move || file.lock()).map_err(|error| trouble(errno(&error)))?;
+                locked.await.unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))
+            }
+            Err(TryLockError::Error(error)) => Err(error),
             Ok(()) => Ok(()),
-            // Whoever is in there may have been stopped.
-            Err(TryLockError::WouldBlock) => elsewhere(move || file.lock()).await.map_err(|error| trouble(errno(&error))),
-            Err(TryLockError::Error(error)) => Err(trouble(errno(&error))),
-        }
+        };
+        locked.map_err(|error| trouble(errno(&error)))
     }
 
     pub fn stat_itself(&self) -> Result<FileStat, Trouble> {
@@ -169,14 +173,12 @@ impl Dir {
     }
 }
 
-/// Waits for something that the kernel blocks for, on a thread that nobody waits for when it is no longer wanted.
-///
-/// # Cancellation
-/// May be dropped; what the work holds is given up when it is done.
-pub async fn elsewhere<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    let (done, result) = oneshot::channel();
-    thread::Builder::new().name("flock".to_owned()).spawn(move || _ = done.send(work()))?;
-    result.await.unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))
+/// Has another thread wait for something that the kernel blocks for. Nobody waits for that thread when the answer is no
+/// longer wanted; what the work holds is given up when it is done.
+pub fn elsewhere<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<oneshot::Receiver<T>> {
+    let (answer, answered) = oneshot::channel();
+    thread::Builder::new().name("flock".to_owned()).spawn(move || drop(answer.send(work())))?;
+    Ok(answered)
 }
 
 pub fn errno(error: &io::Error) -> Errno {
