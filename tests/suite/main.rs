@@ -3,6 +3,7 @@
 mod bench;
 mod cli;
 mod contention;
+mod directory;
 mod docs;
 mod interop;
 mod outage;
