@@ -57,7 +57,7 @@ pub async fn run(request: Request, signals: Signals) -> Result<exit::Result, Err
             store.close().await;
             result
         }
-        Address::Directory { root, chroot } => act(&Directory::new(root, chroot, limit), action, limit, &mut context).await,
+        Address::Directory { root, chroot } => act(&Directory::new(root, chroot), action, limit, &mut context).await,
     }
 }
 

@@ -28,15 +28,15 @@ use std::time::{Duration, SystemTime};
 use nix::errno::Errno;
 use nix::sys::stat::{FileStat, fstat};
 use nix::unistd::geteuid;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::warn;
 
 use self::dir::{Dir, Trouble, elsewhere, errno, kind};
 pub use self::root::{Root, RootError};
 use self::watch::Watches;
 use crate::lock::{
-    AbsolutePath, Claim, Contender, Entry, Expected, FencingToken, Identifier, Lifetime, Limit, LockPath, NodeName, Place,
-    Queue, Reading, Removal, Sequence, Store, StoreError,
+    AbsolutePath, Claim, Contender, Entry, Expected, FencingToken, Identifier, Lifetime, LockPath, NodeName, Place, Queue,
+    Reading, Removal, Sequence, Store, StoreError,
 };
 
 /// What the names of our own files begin with; nobody lists them.
@@ -62,7 +62,6 @@ pub struct Directory {
     root: Root,
     path: PathBuf,
     chroot: AbsolutePath,
-    limit: Limit,
     /// The files that we have flocked.
     held: RefCell<Vec<(NodeName, Rc<File>)>>,
     watches: Watches,
@@ -80,10 +79,10 @@ enum Life {
 }
 
 impl Directory {
-    /// Nothing is looked at before it is needed. `limit` is how long the turnstile may be waited for.
-    pub fn new(root: Root, chroot: AbsolutePath, limit: Limit) -> Directory {
+    /// Nothing is looked at before it is needed.
+    pub fn new(root: Root, chroot: AbsolutePath) -> Directory {
         let path = root.path();
-        Directory { root, path, chroot, limit, held: RefCell::default(), watches: Watches::default() }
+        Directory { root, path, chroot, held: RefCell::default(), watches: Watches::default() }
     }
 
     fn place(&self) -> String {
@@ -137,15 +136,8 @@ impl Directory {
         if let Ok(passed) = timeout(TURNSTILE_SLOW, passing.as_mut()).await {
             return passed.map_err(refused);
         }
-        let path = dir.path().display();
-        warn!("another process is just entering {path}, and has been for a while: was it stopped?");
-        let passed = match self.limit {
-            Limit::Once(until) => timeout_at(until, passing)
-                .await
-                .unwrap_or_else(|_| Err(Trouble::said("to let us enter", format!("{path} is flocked by another process")))),
-            Limit::Never | Limit::At(_) => passing.await,
-        };
-        passed.map_err(refused)
+        warn!("another process is just entering {}, and has been for a while: was it stopped?", dir.path().display());
+        passing.await.map_err(refused)
     }
 
     /// Adds us at the end. The caller has passed both turnstiles.
