@@ -261,13 +261,18 @@ impl Store for Directory {
     async fn contenders(&self, lock: &LockPath) -> Result<Queue, StoreError> {
         let dir = self.find(lock)?.ok_or_else(|| StoreError::NoLock(lock.clone()))?;
         let mut names = dir.names().map_err(|trouble| self.refused(trouble))?;
+        // Those behind us are not ours to look at: with many in a queue that would be most of a hand-over.
+        let is_there = |name: &NodeName| names.iter().any(|there| there == name.as_str());
+        let ours = self.held.borrow().iter().filter(|(name, _)| is_there(name)).map(|(name, _)| name.sequence()).max();
         let mut trouble = None;
         names.retain(|name| {
             if name.starts_with(HIDDEN) {
                 return false;
             }
-            if NodeName::parse(name).is_none() {
-                return true;
+            match (NodeName::parse(name), ours) {
+                (None, _) => return true,
+                (Some(name), Some(ours)) if name.sequence() > ours => return true,
+                (Some(_), _) => {}
             }
             match Self::life(&dir, name) {
                 Ok(Life::Standing | Life::Working(_)) => true,
