@@ -3,6 +3,7 @@
 mod bench;
 mod cli;
 mod contention;
+mod contract;
 mod directory;
 mod docs;
 mod interop;
