@@ -80,7 +80,7 @@ impl Bench {
     }
 
     /// Where a path of the chroot is in the file system, if that is where the store is.
-    fn file(&self, path: &str) -> Option<PathBuf> {
+    pub fn file(&self, path: &str) -> Option<PathBuf> {
         self.root.as_ref().map(|root| root.path().join(&self.chroot[1..]).join(path.trim_start_matches('/')))
     }
 
@@ -324,6 +324,16 @@ impl Run {
         send(self.pid(), number);
     }
 
+    /// `kill -9`, and nothing else: what it started lives on. Its standard input stays open.
+    pub fn kill(&mut self) {
+        self.signal(libc::SIGKILL);
+        let deadline = Instant::now() + LIMIT;
+        while self.is_running() {
+            assert!(Instant::now() < deadline, "it does not die");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Whether it still runs.
     pub fn is_running(&mut self) -> bool {
         if self.ended.is_none() {
@@ -374,9 +384,14 @@ pub fn cpu(pid: i32) -> Option<Duration> {
 
 /// Kills a process and its descendants, parents first, so that none can start another.
 pub fn kill_tree(pid: i32) {
-    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    let children = children(pid);
     send(pid, libc::SIGKILL);
-    children.split_whitespace().filter_map(|pid| pid.parse().ok()).for_each(kill_tree);
+    children.into_iter().for_each(kill_tree);
+}
+
+pub fn children(pid: i32) -> Vec<i32> {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
 /// Sends any signal, real-time ones too. One that has gone already is as good.

@@ -6,6 +6,7 @@ mod contention;
 mod contract;
 mod directory;
 mod docs;
+mod host;
 mod interop;
 mod outage;
 mod proxy;
