@@ -93,14 +93,26 @@ impl Directory {
         StoreError::Refused { place: self.place(), what, cause }
     }
 
+    /// The names on the way to a lock's directory. One that could be a file of ours would be renamed or removed as such.
+    fn segments<'a>(&'a self, lock: &'a LockPath) -> impl Iterator<Item = Result<&'a str, Trouble>> {
+        let parts = [&self.chroot, lock.as_path()].into_iter().flat_map(|path| path.as_str().split('/'));
+        parts.filter(|part| !part.is_empty()).map(move |part| match part.starts_with(HIDDEN) {
+            true => {
+                let what = format!("to use {}{}", self.path.display(), self.chroot.join(lock.as_path()));
+                Err(Trouble::said(what, format!("names that begin with {HIDDEN} are not for locks")))
+            }
+            false => Ok(part),
+        })
+    }
+
     /// The lock's directory; `None` if it is missing.
     fn find(&self, lock: &LockPath) -> Result<Option<Dir>, StoreError> {
         let find = || {
             let Some(mut dir) = self.root.open(&self.path)? else {
                 return Ok(None);
             };
-            for name in segments(&self.chroot).chain(segments(lock.as_path())) {
-                match dir.open(name)? {
+            for name in self.segments(lock) {
+                match dir.open(name?)? {
                     Some(below) => dir = below,
                     None => return Ok(None),
                 }
@@ -119,8 +131,8 @@ impl Directory {
         root::check_file_system(&root, &self.place())?;
         let tokens = root.make(TOKENS).map_err(refused)?;
         let mut dir = root;
-        for name in segments(&self.chroot).chain(segments(lock.as_path())) {
-            dir = dir.make(name).map_err(refused)?;
+        for name in self.segments(lock) {
+            dir = name.and_then(|name| dir.make(name)).map_err(refused)?;
         }
         root::check_file_system(&dir, &self.place())?;
         Ok((dir, tokens))
@@ -370,10 +382,6 @@ impl Store for Directory {
     fn heirloom(&self, name: &NodeName) -> Option<Rc<File>> {
         self.held.borrow().iter().find(|(held, _)| held == name).map(|(_, file)| Rc::clone(file))
     }
-}
-
-fn segments(path: &AbsolutePath) -> impl Iterator<Item = &str> {
-    path.as_str().split('/').filter(|segment| !segment.is_empty())
 }
 
 /// Higher than every token so far. The clock lets it grow where the last one is lost (a reboot empties `/run`), the last one

@@ -184,6 +184,19 @@ fn all_refuse(bench: &Bench, lock: &str, path: &Path, why: &str) {
 }
 
 #[test]
+fn a_lock_that_is_named_like_a_file_of_ours_is_refused_and_takes_no_harm() {
+    let bench = Bench::directory();
+    let user = geteuid();
+    for name in [format!(".syncd-spawn.{user}.0000000005"), format!(".syncd-spawn.new.{user}"), ".syncd-spawn.x".to_owned()] {
+        for below in ["", "/below"] {
+            let path = bench.file(&format!("/a/{name}")).unwrap();
+            all_refuse(&bench, &format!("/a/{name}{below}"), &path, "names that begin with .syncd-spawn. are not for locks");
+        }
+        assert!(!bench.file("/a").unwrap().join(&name).exists());
+    }
+}
+
+#[test]
 fn what_is_no_contenders_is_left_alone() {
     let bench = Bench::directory();
     for stranger in ["notes.txt", ".hidden", "x__READ__0000000001"] {
