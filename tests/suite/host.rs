@@ -275,6 +275,31 @@ impl Everybodys {
 }
 
 #[test]
+fn users_who_come_first_at_the_same_time_both_come_in() {
+    let bench = Bench::directory();
+    fs::set_permissions(root(&bench), fs::Permissions::from_mode(0o1777)).unwrap();
+    let everybodys = Everybodys::new();
+    for round in 0..60 {
+        let lock = format!("/first/{round}/a/b/c/d");
+        let arguments = ["-q", "-n", &lock, "true"];
+        let runs = USERS.map(|user| match geteuid().is_root() {
+            true => Run::start(everybodys.command(&bench, user, 0o077, &arguments)),
+            // It takes root to be two users. One user shares it with himself.
+            false => bench.start(arguments),
+        });
+        for run in runs {
+            run.finish().good();
+        }
+        assert_eq!(mode(&bench.file(&lock).unwrap()), 0o1777);
+    }
+    let group = root(&bench).join("group");
+    fs::create_dir(&group).unwrap();
+    fs::set_permissions(&group, fs::Permissions::from_mode(0o2775)).unwrap();
+    bench.run(["-c", "/group", "-n", "/of/a", "true"]).good();
+    assert_eq!((mode(&group.join("of")), mode(&group.join("of/a"))), (0o2775, 0o2775));
+}
+
+#[test]
 fn a_run_of_another_user_is_waited_for_until_it_ends_or_is_dead() {
     let bench = Bench::directory();
     fs::set_permissions(root(&bench), fs::Permissions::from_mode(0o1777)).unwrap();

@@ -10,7 +10,7 @@ use std::thread;
 use nix::dir::Dir as Listing;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, renameat};
-use nix::sys::stat::{FileStat, Mode, fchmod, fstat, fstatat, mkdirat};
+use nix::sys::stat::{FileStat, Mode, fstat, fstatat, mkdirat, umask};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use tokio::sync::oneshot;
 
@@ -80,16 +80,21 @@ impl Dir {
             return Ok(dir);
         }
         let what = || format!("to make {}", self.path.join(name).display());
-        let is_made = match mkdirat(&self.fd, name, Mode::from_bits_truncate(0o777)) {
-            Ok(()) => true,
-            Err(Errno::EEXIST) => false,
-            Err(errno) => return Err(Trouble::new(what(), errno)),
+        let create = |mode| mkdirat(&self.fd, name, Mode::from_bits_truncate(mode));
+        let made = match inherited_mode(self.stat_itself()?.st_mode) {
+            // With its mode from the start: the others may be coming in already. The set-group-ID bit comes by itself.
+            Some(mode) => {
+                let mask = umask(Mode::empty());
+                let created = create(mode);
+                umask(mask);
+                created
+            }
+            None => create(0o777),
         };
-        let dir = self.open(name)?.ok_or_else(|| Trouble::new(what(), Errno::ENOENT))?;
-        if is_made && let Some(mode) = inherited_mode(self.stat_itself()?.st_mode) {
-            fchmod(&dir.fd, Mode::from_bits_truncate(mode)).map_err(|errno| Trouble::new(what(), errno))?;
+        match made {
+            Ok(()) | Err(Errno::EEXIST) => self.open(name)?.ok_or_else(|| Trouble::new(what(), Errno::ENOENT)),
+            Err(errno) => Err(Trouble::new(what(), errno)),
         }
-        Ok(dir)
     }
 
     /// Waits until we are the only one who may change what is in here; it lasts until the last copy of this descriptor is closed.
