@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use super::values;
 use super::{Action, Address, Answer, GroupChoice, HeirloomChoice, Manner, OnLost, Request, Wait, WaitLimit, Wish};
@@ -19,6 +19,15 @@ use crate::supervise::{Orphans, Target};
 /// So much of a value that is not usable is shown, in characters.
 const LONGEST_ECHO: usize = 60;
 const DEFAULT_CHROOT: &str = "/devops";
+
+/// The words of options, and what they stand for.
+const LOCK_TYPES: [(&str, Mode); 3] = [("lock", Mode::Lock), ("rlock", Mode::Read), ("wlock", Mode::Write)];
+const ORPHANS: [(&str, Orphans); 3] = [("kill", Orphans::Kill), ("wait", Orphans::Wait), ("leave", Orphans::Leave)];
+const ON_LOST: [(&str, OnLost); 2] = [("stop", OnLost::Stop), ("ignore", OnLost::Ignore)];
+const TARGETS: [(&str, Target); 2] = [("command", Target::Command), ("group", Target::Group)];
+const GROUPS: [(&str, GroupChoice); 3] = [("auto", GroupChoice::Auto), ("own", GroupChoice::Own), ("same", GroupChoice::Same)];
+const SIGNAL_EXITS: [(&str, SignalExit); 3] =
+    [("auto", SignalExit::Auto), ("code", SignalExit::Code), ("raise", SignalExit::Raise)];
 
 /// What says how a command is run; a subcommand runs none.
 const SPAWN_ONLY: [(&str, &str); 11] = [
@@ -199,8 +208,14 @@ struct SpawnOnly {
     #[arg(short, long, value_name = "PATH", value_parser = LockPath::parse)]
     node: Option<LockPath>,
     /// lock and wlock hold alone, rlock together with other readers
-    #[arg(short, long, value_name = "TYPE", value_enum, default_value = "lock", hide_possible_values = true)]
-    lock_type: LockType,
+    #[arg(
+        short,
+        long,
+        value_name = "TYPE",
+        default_value = "lock",
+        value_parser = one_of(LOCK_TYPES)
+    )]
+    lock_type: Mode,
     /// Kill everything this long after the first TERM that was passed on
     ///
     /// Off by default: the command may take its time to end.
@@ -216,9 +231,14 @@ struct SpawnOnly {
     ///
     /// kill: they get TERM, and KILL after --grace, and the lock is released when they are gone. wait: it is kept until they have
     /// ended. leave: it is released though they run.
-    #[arg(long, value_name = "kill|wait|leave", env = "SYNCD_SPAWN_ORPHANS", value_enum, default_value = "kill")]
-    #[arg(hide_possible_values = true)]
-    orphans: OrphansOption,
+    #[arg(
+        long,
+        value_name = "kill|wait|leave",
+        env = "SYNCD_SPAWN_ORPHANS",
+        default_value = "kill",
+        value_parser = one_of(ORPHANS)
+    )]
+    orphans: Orphans,
     /// Time between TERM and KILL for what is asked to end
     ///
     /// That is processes which the command left behind, and the command when its lock was taken away.
@@ -233,19 +253,34 @@ struct SpawnOnly {
     /// What happens when the lock is taken away while the command runs
     ///
     /// stop: the command and all that it started get TERM, and KILL after --grace; the status is 123. ignore: it is told, no more.
-    #[arg(long, value_name = "stop|ignore", env = "SYNCD_SPAWN_ON_LOST", value_enum, default_value = "stop")]
-    #[arg(hide_possible_values = true)]
-    on_lost: OnLostOption,
+    #[arg(
+        long,
+        value_name = "stop|ignore",
+        env = "SYNCD_SPAWN_ON_LOST",
+        default_value = "stop",
+        value_parser = one_of(ON_LOST)
+    )]
+    on_lost: OnLost,
     /// Whom signals are passed on to
-    #[arg(long, value_name = "command|group", env = "SYNCD_SPAWN_FORWARD_TO", value_enum, default_value = "command")]
-    #[arg(hide_possible_values = true)]
-    forward_to: ForwardOption,
+    #[arg(
+        long,
+        value_name = "command|group",
+        env = "SYNCD_SPAWN_FORWARD_TO",
+        default_value = "command",
+        value_parser = one_of(TARGETS)
+    )]
+    forward_to: Target,
     /// The command's process group
     ///
     /// auto: ours where there is a controlling terminal, one of its own otherwise.
-    #[arg(long, value_name = "auto|own|same", env = "SYNCD_SPAWN_GROUP", value_enum, default_value = "auto")]
-    #[arg(hide_possible_values = true)]
-    group: GroupOption,
+    #[arg(
+        long,
+        value_name = "auto|own|same",
+        env = "SYNCD_SPAWN_GROUP",
+        default_value = "auto",
+        value_parser = one_of(GROUPS)
+    )]
+    group: GroupChoice,
     /// What the command gets when we were killed
     ///
     /// From the kernel, and the command alone: what it started gets nothing, except where we are the first process of a container.
@@ -260,9 +295,14 @@ struct SpawnOnly {
     /// How to leave when a signal ended the command
     ///
     /// code: 128 and its number. raise: die of it. auto: die of it if it was sent to us too, else 128 and its number.
-    #[arg(long, value_name = "auto|code|raise", env = "SYNCD_SPAWN_SIGNAL_EXIT", value_enum, default_value = "auto")]
-    #[arg(hide_possible_values = true)]
-    signal_exit: SignalExitOption,
+    #[arg(
+        long,
+        value_name = "auto|code|raise",
+        env = "SYNCD_SPAWN_SIGNAL_EXIT",
+        default_value = "auto",
+        value_parser = one_of(SIGNAL_EXITS)
+    )]
+    signal_exit: SignalExit,
     /// Do not let the command inherit the file that stands for the lock
     ///
     /// With file: the lock then ends with us, whatever of the command still runs.
@@ -273,78 +313,28 @@ struct SpawnOnly {
 /// What [`values::death_signal`] gives; an alias, for clap takes an `Option` for an option that may be left out.
 type DeathSignal = std::option::Option<i32>;
 
-#[derive(Clone, Copy, ValueEnum)]
-enum OrphansOption {
-    Kill,
-    Wait,
-    Leave,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum OnLostOption {
-    Stop,
-    Ignore,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum ForwardOption {
-    Command,
-    Group,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum GroupOption {
-    Auto,
-    Own,
-    Same,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum SignalExitOption {
-    Auto,
-    Code,
-    Raise,
-}
-
 impl SpawnOnly {
     fn manner(&self) -> Manner {
         Manner {
             kill_after: self.kill_after,
             grace: self.grace,
-            orphans: match self.orphans {
-                OrphansOption::Kill => Orphans::Kill,
-                OrphansOption::Wait => Orphans::Wait,
-                OrphansOption::Leave => Orphans::Leave,
-            },
-            target: match self.forward_to {
-                ForwardOption::Command => Target::Command,
-                ForwardOption::Group => Target::Group,
-            },
-            group: match self.group {
-                GroupOption::Auto => GroupChoice::Auto,
-                GroupOption::Own => GroupChoice::Own,
-                GroupOption::Same => GroupChoice::Same,
-            },
-            on_lost: match self.on_lost {
-                OnLostOption::Stop => OnLost::Stop,
-                OnLostOption::Ignore => OnLost::Ignore,
-            },
+            orphans: self.orphans,
+            target: self.forward_to,
+            group: self.group,
+            on_lost: self.on_lost,
             death_signal: self.pdeathsig,
-            signal_exit: match self.signal_exit {
-                SignalExitOption::Auto => SignalExit::Auto,
-                SignalExitOption::Code => SignalExit::Code,
-                SignalExitOption::Raise => SignalExit::Raise,
-            },
+            signal_exit: self.signal_exit,
             heirloom: if self.close { HeirloomChoice::Close } else { HeirloomChoice::PassOn },
         }
     }
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum LockType {
-    Lock,
-    Rlock,
-    Wlock,
+/// Parses one of these words, each of which stands for something.
+fn one_of<T: Copy, const N: usize>(words: [(&'static str, T); N]) -> impl Fn(&str) -> Result<T, String> + Clone {
+    move |text| match words.iter().find(|(word, _)| *word == text) {
+        Some((_, meaning)) => Ok(*meaning),
+        None => Err(format!("it is none of {}", words.map(|(word, _)| word).join(", "))),
+    }
 }
 
 #[derive(Subcommand)]
@@ -385,16 +375,6 @@ enum Sub {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_parser = OsStringValueParser::new())]
         words: Vec<OsString>,
     },
-}
-
-impl From<LockType> for Mode {
-    fn from(lock_type: LockType) -> Mode {
-        match lock_type {
-            LockType::Lock => Mode::Lock,
-            LockType::Rlock => Mode::Read,
-            LockType::Wlock => Mode::Write,
-        }
-    }
 }
 
 fn command() -> clap::Command {
@@ -463,7 +443,7 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, Answe
                 Some(lock) => lock,
                 None => values::lock_of_command(name).or_else(usage)?,
             };
-            Action::Spawn { wish: wish(lock, lock_type.into(), identifier), words: native.command, manner }
+            Action::Spawn { wish: wish(lock, lock_type, identifier), words: native.command, manner }
         }
     };
     Ok(Request { address, verbosity, release_timeout, action })

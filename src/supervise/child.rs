@@ -20,7 +20,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe::Receiver;
 
 use super::descendants::Process;
-use super::policy::Group;
+use super::words::{Ending, Group};
 
 /// Bit 0 to 2: the standard stream of that number was closed; bit 3: SIGPIPE was ignored.
 static AT_START: AtomicU8 = AtomicU8::new(0);
@@ -140,11 +140,6 @@ fn leave_directory() -> Option<OwnedFd> {
     let directory = open(".", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
     env::set_current_dir("/").ok()?;
     Some(directory)
-}
-
-/// Whether this process is the first of its PID namespace.
-pub fn is_first() -> bool {
-    std::process::id() == 1
 }
 
 /// Orphans of the command come to us, and are seen, instead of to the first process.
@@ -511,13 +506,6 @@ pub fn has_terminal() -> bool {
 pub fn watched<T: AsFd + AsRawFd>(fd: T) -> io::Result<AsyncFd<T>> {
     // SAFETY: the descriptor belongs to `fd`, which the AsyncFd owns and gives back only after it has ceased to watch.
     unsafe { AsyncFd::register(fd) }.map_err(io::Error::from)
-}
-
-/// How a process ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
-    Exited(u8),
-    Signaled { number: i32, dumped_core: bool },
 }
 
 /// What became of a child.

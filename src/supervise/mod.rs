@@ -4,6 +4,7 @@ mod child;
 mod descendants;
 mod policy;
 mod signals;
+mod words;
 
 use std::cell::Cell;
 use std::fs::File;
@@ -16,11 +17,12 @@ use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
 use self::child::{Change, Child, Start, adopt_orphans, has_children, has_terminal, next_change, send_to, spawn};
-pub use self::child::{Ending, Inherited, Program, die_of, is_first, stdout_was_closed};
+pub use self::child::{Inherited, Program, die_of, stdout_was_closed};
 use self::descendants::{Process, children, descendants};
 use self::policy::{Action, Event, Policy};
-pub use self::policy::{Cause, Group, Orphans, Outcome, Rules, Target};
+pub use self::policy::{Cause, Orphans, Outcome, Rules, Target};
 pub use self::signals::Signals;
+pub use self::words::{Ending, Group};
 
 #[derive(Debug, thiserror::Error)]
 pub enum SuperviseError {

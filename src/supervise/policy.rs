@@ -2,19 +2,7 @@
 
 use std::time::Duration;
 
-use super::child::Ending;
-use super::signals::{STOPPING, Sender, Signal};
-
-/// Where the command stands towards us.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Group {
-    /// In our process group: there is a terminal, and its keys reach us both.
-    Same,
-    /// In a group of its own.
-    Own,
-    /// In a group of its own, which has the terminal when we would.
-    Foreground,
-}
+use super::words::{Ending, Group, STOPPING, Sender, Signal};
 
 /// Whom a signal is passed on to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

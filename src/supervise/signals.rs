@@ -11,20 +11,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use tokio::io::unix::AsyncFd;
 
 use super::child::{Inherited, stop_ourselves, watched};
-
-/// A signal by its raw number, so that real-time signals have one too.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Signal {
-    pub number: i32,
-    pub sender: Sender,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sender {
-    /// The terminal's keys, a hang-up, an alarm: the kernel sent it, to everybody whom it concerns.
-    Kernel,
-    Process(i32),
-}
+use super::words::{STOPPING, Sender, Signal};
 
 /// The stream of signals sent to this process.
 pub struct Signals {
@@ -36,9 +23,6 @@ pub struct Signals {
 
 /// What ends a wait.
 const ENDING: [i32; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
-/// What the terminal stops a job with.
-pub const STOPPING: [i32; 3] = [libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
-
 impl Signals {
     /// Listens; needs a runtime. `inherited` has blocked them all, so nothing sent since then is lost.
     pub fn listen(inherited: Inherited) -> io::Result<Signals> {

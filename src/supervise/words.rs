@@ -1,0 +1,36 @@
+//! The words of the process half.
+
+/// A signal by its raw number, so that real-time signals have one too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Signal {
+    pub number: i32,
+    pub sender: Sender,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sender {
+    /// The terminal's keys, a hang-up, an alarm: the kernel sent it, to everybody whom it concerns.
+    Kernel,
+    Process(i32),
+}
+
+/// What the terminal stops a job with.
+pub const STOPPING: [i32; 3] = [libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
+
+/// Where the command stands towards us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Group {
+    /// In our process group: there is a terminal, and its keys reach us both.
+    Same,
+    /// In a group of its own.
+    Own,
+    /// In a group of its own, which has the terminal when we would.
+    Foreground,
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    Exited(u8),
+    Signaled { number: i32, dumped_core: bool },
+}
