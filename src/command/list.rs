@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 
 use tracing::warn;
 
-use super::{Context, no_such_lock};
+use super::{Context, Unless, no_such_lock};
 use crate::error::Error;
 use crate::exit;
 use crate::lock::{Limit, LockPath, Queue, Reading, Store, StoreError};
@@ -23,10 +23,10 @@ pub async fn list<S: Store>(
         Ok((queue, readings))
     });
     let (queue, readings): (Queue, Vec<Reading>) = match looked.await? {
-        Ok(Ok(found)) => found,
-        Ok(Err(StoreError::NoLock(_))) => return Ok(no_such_lock(lock)),
-        Ok(Err(error)) => return Err(error.into()),
-        Err(signal) => return Ok(exit::Result::Interrupted(signal)),
+        Unless::Done(Ok(found)) => found,
+        Unless::Done(Err(StoreError::NoLock(_))) => return Ok(no_such_lock(lock)),
+        Unless::Done(Err(error)) => return Err(error.into()),
+        Unless::AskedToEnd(signal) => return Ok(exit::Result::Interrupted(signal)),
     };
     let mut lines = String::new();
     for (name, reading) in queue.contenders().iter().zip(readings) {

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::{Acquired, Context, say_what_is_left};
+use super::{Acquired, Context, Unless, say_what_is_left};
 use crate::cli::Wish;
 use crate::error::Error;
 use crate::exit;
@@ -16,13 +16,13 @@ pub async fn lock<S: Store>(store: &S, wish: &Wish, limit: Limit, context: &mut 
         Acquired::Not(result) => return Ok(result),
     };
     let node = wish.lock.node(&place.name);
-    let (result, error) = match context.unless_asked_to_end(report::answerable()).await {
-        Ok(Err(signal)) => (Ok(exit::Result::Interrupted(signal)), None),
-        Err(error) => (Err(error), None),
-        Ok(Ok(())) if stdout_was_closed() => (Ok(exit::Result::Failed), Some(io::Error::from_raw_os_error(libc::EBADF))),
-        Ok(Ok(())) => match report::answer(&format!("{node}\n")) {
+    let result = match context.unless_asked_to_end(report::answerable()).await {
+        Ok(Unless::AskedToEnd(signal)) => Ok(exit::Result::Interrupted(signal)),
+        Err(error) => Err(error),
+        Ok(Unless::Done(())) if stdout_was_closed() => Err(Error::Output(io::Error::from_raw_os_error(libc::EBADF))),
+        Ok(Unless::Done(())) => match report::answer(&format!("{node}\n")) {
             Ok(()) => return Ok(exit::Result::Done),
-            Err(error) => (Ok(exit::Result::Failed), Some(error)),
+            Err(error) => Err(Error::Output(error)),
         },
     };
     // A lock that nobody can name is one that nobody can release.
@@ -30,8 +30,5 @@ pub async fn lock<S: Store>(store: &S, wish: &Wish, limit: Limit, context: &mut 
         report::error(&error, None);
         say_what_is_left(context.address, &error);
     }
-    match error {
-        Some(error) => Err(Error::Output(error)),
-        None => result,
-    }
+    result
 }

@@ -50,8 +50,8 @@ pub async fn run(request: Request, signals: Signals) -> Result<exit::Result, Err
         Address::ZooKeeper { servers, chroot } => {
             let connecting = ZooKeeper::connect(servers, chroot, limit, release_timeout);
             let store = match context.unless_asked_to_end(connecting).await? {
-                Ok(store) => store?,
-                Err(signal) => return Ok(exit::Result::Interrupted(signal)),
+                Unless::Done(store) => store?,
+                Unless::AskedToEnd(signal) => return Ok(exit::Result::Interrupted(signal)),
             };
             let result = act(&store, action, limit, &mut context).await;
             store.close().await;
@@ -79,6 +79,13 @@ fn limit(limit: WaitLimit) -> Limit {
     }
 }
 
+/// What came of something that a signal may end.
+enum Unless<T> {
+    Done(T),
+    /// By this signal.
+    AskedToEnd(i32),
+}
+
 /// How waiting for the lock ended.
 enum Acquired {
     Ours(Place),
@@ -91,7 +98,7 @@ impl Context<'_> {
         &mut self,
         limit: Limit,
         looking: impl Future<Output = Result<T, StoreError>>,
-    ) -> Result<Result<Result<T, StoreError>, i32>, Error> {
+    ) -> Result<Unless<Result<T, StoreError>>, Error> {
         let until = match limit {
             Limit::At(instant) | Limit::Once(instant) => instant,
             Limit::Never => Instant::now() + LOOK_TIMEOUT,
@@ -111,7 +118,7 @@ impl Context<'_> {
         store: &S,
         node: &NodePath,
         expected: Expected,
-    ) -> Result<Result<Result<Removal, StoreError>, i32>, Error> {
+    ) -> Result<Unless<Result<Removal, StoreError>>, Error> {
         let place = self.address.place();
         let leaving = store.leave(&node.lock, &node.name, expected);
         self.unless_asked_to_end(async {
@@ -126,11 +133,13 @@ impl Context<'_> {
     }
 
     /// Waits for something that may be dropped, or for a signal that asks us to end.
-    async fn unless_asked_to_end<T>(&mut self, work: impl Future<Output = T>) -> Result<Result<T, i32>, Error> {
+    async fn unless_asked_to_end<T>(&mut self, work: impl Future<Output = T>) -> Result<Unless<T>, Error> {
         tokio::select! {
             biased;
-            signal = self.signals.asked_to_end() => Ok(Err(signal.map_err(Error::system("cannot read signals"))?)),
-            done = work => Ok(Ok(done)),
+            signal = self.signals.asked_to_end() => {
+                signal.map(Unless::AskedToEnd).map_err(Error::system("cannot read signals"))
+            }
+            done = work => Ok(Unless::Done(done)),
         }
     }
 

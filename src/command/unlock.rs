@@ -1,6 +1,6 @@
 //! `unlock`: removes nodes, if the identifier agrees.
 
-use super::{Context, say_what_is_left};
+use super::{Context, Unless, say_what_is_left};
 use crate::error::Error;
 use crate::exit;
 use crate::lock::{Expected, Identifier, Limit, NodePath, Reading, Removal, Store, StoreError};
@@ -17,8 +17,8 @@ pub async fn unlock<S: Store>(
     for node in nodes {
         let read = context.look(limit, store.read(&node.lock, std::slice::from_ref(&node.name))).await?;
         let reading = match read {
-            Ok(reading) => reading?.pop(),
-            Err(signal) => return Ok(exit::Result::Interrupted(signal)),
+            Unless::Done(reading) => reading?.pop(),
+            Unless::AskedToEnd(signal) => return Ok(exit::Result::Interrupted(signal)),
         };
         let expected = match (reading, identifier) {
             (Some(Reading::There(contender)), Some(identifier)) if contender.identifier != *identifier => {
@@ -41,8 +41,8 @@ pub async fn unlock<S: Store>(
             }
         };
         let left = match context.leave(limit, store, node, expected).await? {
-            Ok(left) => left,
-            Err(signal) => {
+            Unless::Done(left) => left,
+            Unless::AskedToEnd(signal) => {
                 report::error(&format_args!("{node} may have been removed, or not"), None);
                 return Ok(exit::Result::Interrupted(signal));
             }
