@@ -332,10 +332,13 @@ fn what_is_in_the_way_is_named_and_left_alone() {
 }
 
 #[test]
-fn missing_parents_are_made_and_only_by_those_who_enter() {
+fn what_is_missing_is_made_by_those_who_enter_but_not_what_the_directory_is_in() {
     let place = tempfile::tempdir().unwrap();
     let bench = Bench::directory();
-    let servers = format!("file://{}/a/b", place.path().display());
+    let nowhere = format!("{}/no/such", place.path().display());
+    let refusal = format!("to make {nowhere}: no such file or directory");
+    bench.run(["-s", &format!("file://{nowhere}"), "-n", "/c/d", "true"]).failed(125, &refusal);
+    let servers = format!("file://{}/a", place.path().display());
     bench.run(["-s", &servers, "list", "/c/d"]).failed(1, "no such lock: /c/d");
     bench.run(["-s", &servers, "unlock", "/c/d/x__lock__0000000000"]).failed(1, "no such lock");
     assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0);

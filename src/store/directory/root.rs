@@ -78,9 +78,10 @@ impl Root {
         }
         let mut builder = DirBuilder::new();
         match self {
-            Root::Own => builder.mode(0o700),
-            Root::Named(_) => builder.recursive(true),
-        };
+            Root::Own => _ = builder.mode(0o700),
+            // Not what it is in: a path that was mistyped, or is not mounted, is to be noticed.
+            Root::Named(_) => {}
+        }
         let what = || format!("to make {}", path.display());
         match builder.create(path) {
             Ok(()) => {}
