@@ -250,8 +250,8 @@ pub fn spawn(program: &Program, start: &Start, inherited: &Inherited) -> io::Res
     let (report, reporter) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
     let exec = ExecPipe(Receiver::from_owned_fd(report)?);
     let terminal = match start.group {
-        Group::Foreground => Some(File::options().read(true).write(true).open("/dev/tty")?),
-        Group::Same | Group::Own => None,
+        Group::Foreground if has_terminal() => Some(File::options().read(true).write(true).open("/dev/tty")?),
+        Group::Foreground | Group::Same | Group::Own => None,
     };
     let mut listener = format!("{LISTEN_PID}=0000000000\0").into_bytes();
     let listen_pid: *mut libc::c_char = listener.as_mut_ptr().cast();
@@ -323,7 +323,8 @@ unsafe fn execute(prepared: &Prepared<'_>, script_arguments: &mut [*const libc::
         if let Some(signal) = start.death_signal {
             libc::prctl(libc::PR_SET_PDEATHSIG, signal, 0, 0, 0);
             // Gone before we could ask for it. Not "is it 1": in a container our parent may well be.
-            if libc::getppid() != *parent {
+            // And 0 is a parent in another PID namespace, which cannot be told apart.
+            if ![*parent, 0].contains(&libc::getppid()) {
                 libc::_exit(127);
             }
         }
@@ -348,7 +349,8 @@ unsafe fn execute(prepared: &Prepared<'_>, script_arguments: &mut [*const libc::
         if let Some(heirloom) = &program.heirloom {
             libc::fcntl(heirloom.as_raw_fd(), libc::F_SETFD, 0);
         }
-        for signal in [libc::SIGPIPE, libc::SIGCHLD] {
+        // The first is set by Rust's runtime, the second by us; for the others Rust has handlers, which would swallow them.
+        for signal in [libc::SIGPIPE, libc::SIGCHLD, libc::SIGSEGV, libc::SIGBUS] {
             set_disposition(signal, if inherited.ignores(signal) { libc::SIG_IGN } else { libc::SIG_DFL });
         }
         libc::pthread_sigmask(libc::SIG_SETMASK, &raw const inherited.mask, ptr::null_mut());
@@ -436,9 +438,12 @@ impl Child {
     pub fn stop_with(&self, signal: i32) {
         self.give_terminal_to_us();
         stop_ourselves(signal);
-        if self.terminal.is_some() {
-            self.lead_group();
-            self.send_to_group(libc::SIGCONT);
+        match self.group {
+            Group::Same | Group::Own => {}
+            Group::Foreground => {
+                self.lead_group();
+                self.send_to_group(libc::SIGCONT);
+            }
         }
     }
 
@@ -497,7 +502,7 @@ pub fn send_to(process: Process, signal: i32) {
 }
 
 /// Whether the terminal is ours to give, when we have it: standard input and output are it, and we lead our group.
-pub fn has_terminal() -> bool {
+fn has_terminal() -> bool {
     // SAFETY: takes numbers.
     unsafe { libc::getpgrp() == libc::getpid() && (0..2).all(|fd| libc::tcgetpgrp(fd) != -1) }
 }

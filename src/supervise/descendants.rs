@@ -18,6 +18,7 @@ struct Stat {
     name: String,
     state: char,
     parent: i32,
+    threads: u64,
     started: u64,
 }
 
@@ -31,23 +32,30 @@ impl Process {
         Process::of(self.pid) == Some(self)
     }
 
+    /// Its name, on one line whatever it is.
     pub fn name(self) -> String {
-        stat(self.pid).map(|stat| stat.name).unwrap_or_default()
+        stat(self.pid).map(|stat| stat.name.escape_debug().to_string()).unwrap_or_default()
     }
 }
 
-/// Everybody who descends from `ancestor` and runs, the nearest first; but for the children `except` and who descends from them.
-pub fn descendants(ancestor: i32, except: &[i32]) -> Vec<Process> {
+/// Everybody who descends from `ancestor` and runs, parents first; but for the children `except` and who descends from them.
+///
+/// One look is no proof that there is nobody: who is just forked while his parent ends may be seen at neither place.
+pub fn descendants(ancestor: i32, except: &[Process]) -> Vec<Process> {
     let mut found: Vec<Process> = Vec::new();
-    let mut next: Vec<i32> = children(ancestor).into_iter().filter(|pid| !except.contains(pid)).collect();
+    let mut next: Vec<i32> = children(ancestor);
     while let Some(pid) = next.pop() {
-        if found.iter().any(|process| process.pid == pid) {
+        let Some(Stat { state, threads, started, .. }) = stat(pid) else {
+            continue;
+        };
+        let process = Process { pid, started };
+        if found.contains(&process) || except.contains(&process) {
             continue;
         }
         next.extend(children(pid));
-        match stat(pid) {
-            Some(Stat { state, started, .. }) if !"ZX".contains(state) => found.push(Process { pid, started }),
-            Some(_) | None => {}
+        // One whose first thread has ended is shown as a zombie, though the others run on.
+        if !"ZX".contains(state) || threads > 1 {
+            found.push(process);
         }
     }
     found
@@ -87,8 +95,9 @@ fn parse(text: &str) -> Option<Stat> {
     let mut fields = back.split_ascii_whitespace();
     let state = fields.next()?.chars().next()?;
     let parent = fields.next()?.parse().ok()?;
-    let started = fields.nth(17)?.parse().ok()?;
-    Some(Stat { name, state, parent, started })
+    let threads = fields.nth(15)?.parse().ok()?;
+    let started = fields.nth(1)?.parse().ok()?;
+    Some(Stat { name, state, parent, threads, started })
 }
 
 #[cfg(test)]
@@ -100,7 +109,8 @@ mod tests {
     fn a_name_may_have_anything_in_it() {
         let text = "12 (a ) b)) S 7 12 12 0 -1 4194304 100 0 0 0 3 2 0 0 20 0 1 0 4242 1000 2 3\n";
         let stat = parse(text).unwrap();
-        assert_eq!((stat.name.as_str(), stat.state, stat.parent, stat.started), ("a ) b)", 'S', 7, 4242));
+        assert_eq!((stat.name.as_str(), stat.state, stat.parent), ("a ) b)", 'S', 7));
+        assert_eq!((stat.threads, stat.started), (1, 4242));
         assert!(parse("").is_none());
     }
 
@@ -114,7 +124,7 @@ mod tests {
         }
         let of_shell = |process: &Process| process.pid == pid || children(pid).contains(&process.pid);
         assert_eq!(descendants(us, &[]).into_iter().filter(of_shell).count(), 2);
-        assert_eq!(descendants(us, &[pid]).into_iter().filter(of_shell).count(), 0);
+        assert_eq!(descendants(us, &[Process::of(pid).unwrap()]).into_iter().filter(of_shell).count(), 0);
         assert!(children_by_parent(us).contains(&pid));
         assert!(Process::of(pid).unwrap().is_there());
         drop(shell.stdin.take());

@@ -6,7 +6,7 @@ mod policy;
 mod signals;
 mod words;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::future::Future;
 use std::io;
@@ -16,7 +16,7 @@ use std::process;
 use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
-use self::child::{Change, Child, Start, adopt_orphans, has_children, has_terminal, next_change, send_to, spawn};
+use self::child::{Change, Child, Start, adopt_orphans, has_children, next_change, send_to, spawn};
 pub use self::child::{Inherited, Program, die_of, stdout_was_closed};
 use self::descendants::{Process, children, descendants};
 use self::policy::{Action, Event, Policy};
@@ -43,9 +43,12 @@ impl Group {
         }
     }
 
-    /// A group of its own, which gets the terminal if that is ours to give.
+    /// A group of its own; at a terminal it stops and goes on with us.
     pub fn own() -> Group {
-        if has_terminal() { Group::Foreground } else { Group::Own }
+        match Group::auto() {
+            Group::Same => Group::Foreground,
+            other => other,
+        }
     }
 }
 
@@ -66,9 +69,9 @@ pub async fn supervise(
     adopt_orphans();
     let start = Start { group: rules.group, death_signal };
     let us = process::id().cast_signed();
-    let others = children(us);
+    let others = RefCell::new(children(us).into_iter().filter_map(Process::of).collect());
     let (child, exec) = spawn(program, &start, signals.inherited()).map_err(SuperviseError::Fork)?;
-    let tree = Tree { child, us, others, has_ended: Cell::new(false) };
+    let tree = Tree { child, us, others, told: RefCell::default(), has_ended: Cell::new(false) };
     let mut policy = Policy::new(rules, us, tree.child.pid());
     let mut exec_error = None;
     let mut is_executing = true;
@@ -98,7 +101,8 @@ pub async fn supervise(
             for action in policy.on(event) {
                 match action {
                     Action::Send(signal, target) => tree.send(signal, target),
-                    Action::TellOrphans => tree.tell(),
+                    Action::TellOrphans => _ = tree.tell(),
+                    Action::AskOrphans => tree.ask_to_end(),
                     Action::Stop(signal) => tree.child.stop_with(signal),
                     Action::WaitFor(time) => {
                         let then = Instant::now() + time;
@@ -121,15 +125,17 @@ pub async fn supervise(
 struct Tree {
     child: Child,
     us: i32,
-    /// Children that we had before (`sleep 9 & exec syncd-spawn ...`).
-    others: Vec<i32>,
+    /// Children that we had before (`sleep 9 & exec syncd-spawn ...`), and theirs as far as we have seen them.
+    others: RefCell<Vec<Process>>,
+    /// Whom the command left behind, and a person was told about.
+    told: RefCell<Vec<Process>>,
     has_ended: Cell<bool>,
 }
 
 impl Tree {
     fn processes(&self) -> Vec<Process> {
         // Without a child of any kind there is no need to look.
-        if has_children() { descendants(self.us, &self.others) } else { Vec::new() }
+        if has_children() { descendants(self.us, &self.others.borrow()) } else { Vec::new() }
     }
 
     fn send(&self, signal: i32, target: Target) {
@@ -140,27 +146,60 @@ impl Tree {
         }
     }
 
-    fn tell(&self) {
-        let names: Vec<_> = self.processes().iter().map(|process| format!("{} ({})", process.name(), process.pid)).collect();
-        if !names.is_empty() {
+    /// Those left behind that nobody was told about yet.
+    fn tell(&self) -> Vec<Process> {
+        let mut told = self.told.borrow_mut();
+        let new: Vec<Process> = self.processes().into_iter().filter(|process| !told.contains(process)).collect();
+        if !new.is_empty() {
+            let names: Vec<_> = new.iter().map(|process| format!("{} ({})", process.name(), process.pid)).collect();
             warn!("the command has ended, and left behind: {}", names.join(", "));
+        }
+        told.extend(&new);
+        new
+    }
+
+    fn ask_to_end(&self) {
+        for process in self.tell() {
+            send_to(process, libc::SIGTERM);
+            // Who is stopped could not react to it.
+            send_to(process, libc::SIGCONT);
         }
     }
 
     /// What became of the command and of what it left behind; who else is our child is reaped as well.
     fn changes(&self) -> impl Iterator<Item = Event> {
+        self.look_after_others();
         let changes = std::iter::from_fn(next_change).filter(|(pid, _)| *pid == self.child.pid());
         let events = changes.map(|(_, change)| match change {
             Change::Stopped(signal) => Event::Stopped(signal),
             Change::Ended(ending) => {
                 self.has_ended.set(true);
-                Event::Ended { ending, leaves: !self.processes().is_empty() }
+                Event::Ended { ending, leaves: !self.is_alone() }
             }
         });
-        events.chain(std::iter::once_with(|| self.alone()).flatten())
+        events.chain(std::iter::once_with(|| self.rest()).flatten())
     }
 
-    fn alone(&self) -> Option<Event> {
-        (self.has_ended.get() && self.processes().is_empty()).then_some(Event::Alone)
+    fn rest(&self) -> Option<Event> {
+        self.has_ended.get().then(|| if self.is_alone() { Event::Alone } else { Event::Orphans })
+    }
+
+    /// Whether nobody is left, running or not yet reaped. Who ends leaves his children to us in the same moment, so the
+    /// kernel's word that we have none is final, as no walk through the tree would be.
+    fn is_alone(&self) -> bool {
+        let others = self.others.borrow();
+        !has_children()
+            || !others.is_empty() && children(self.us).iter().all(|pid| others.iter().any(|other| other.pid == *pid))
+    }
+
+    /// Children of those may become ours.
+    fn look_after_others(&self) {
+        let mut others = self.others.borrow_mut();
+        let new: Vec<Process> = others.iter().flat_map(|other| children(other.pid)).filter_map(Process::of).collect();
+        for process in new {
+            if !others.contains(&process) {
+                others.push(process);
+            }
+        }
     }
 }

@@ -47,6 +47,8 @@ pub enum Event {
     },
     /// Nothing that the command started runs any more.
     Alone,
+    /// The command has ended, and something that it started still runs; perhaps somebody new.
+    Orphans,
     /// The permission to run was withdrawn.
     Revoked,
     /// The time asked for last is over.
@@ -56,8 +58,10 @@ pub enum Event {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     Send(i32, Target),
-    /// Tell a person what the command left behind.
+    /// Tell a person what the command left behind, whoever was not told of yet.
     TellOrphans,
+    /// Tell of them, and send them TERM, and CONT: who is stopped could not react to TERM.
+    AskOrphans,
     /// Stop ourselves with this signal, as the command was.
     Stop(i32),
     /// A [`Event::Deadline`] then, at the latest.
@@ -91,6 +95,8 @@ pub struct Policy {
     seen: u64,
     stopped: bool,
     is_revoked: bool,
+    /// Whether the time of [`Rules::kill_after`] runs.
+    is_to_be_killed: bool,
     phase: Phase,
 }
 
@@ -119,7 +125,7 @@ const KILL_AGAIN: Duration = Duration::from_millis(50);
 impl Policy {
     pub fn new(rules: Rules, us: i32, command: i32) -> Policy {
         let phase = Phase::Running { clock: Clock::Stands };
-        Policy { rules, us, command, seen: 0, stopped: false, is_revoked: false, phase }
+        Policy { rules, us, command, seen: 0, stopped: false, is_revoked: false, is_to_be_killed: false, phase }
     }
 
     pub fn on(&mut self, event: Event) -> Vec<Action> {
@@ -145,6 +151,12 @@ impl Policy {
                 }
             },
             Event::Ended { ending, leaves } => self.on_end(Outcome { ending, cause: self.cause(ending) }, leaves),
+            Event::Orphans => match (self.phase, self.rules.orphans) {
+                (Phase::Running { .. }, _) => vec![],
+                (Phase::Sweeping { .. }, Orphans::Kill) => vec![Action::AskOrphans],
+                (Phase::Sweeping { .. }, Orphans::Wait | Orphans::Leave) if self.is_revoked => vec![Action::AskOrphans],
+                (Phase::Sweeping { .. }, Orphans::Wait | Orphans::Leave) => vec![Action::TellOrphans],
+            },
             Event::Alone => match self.phase {
                 Phase::Running { .. } => vec![],
                 Phase::Sweeping { outcome: Outcome { ending, cause }, .. } => {
@@ -170,9 +182,7 @@ impl Policy {
             (Orphans::Wait, _) => vec![Action::TellOrphans],
             (Orphans::Kill, _) => {
                 self.run_clock();
-                let mut actions = vec![Action::TellOrphans];
-                actions.extend(ask_to_end(Target::Tree, self.rules.grace));
-                actions
+                vec![Action::AskOrphans, Action::WaitFor(self.rules.grace)]
             }
         }
     }
@@ -185,10 +195,12 @@ impl Policy {
     fn on_signal(&mut self, signal: Signal) -> Vec<Action> {
         let Signal { number, sender } = signal;
         let is_from_terminal = sender == Sender::Kernel && is_the_terminals(number);
+        if sender == Sender::Process(self.us) {
+            // Our own doing: a write to a closed pipe, say.
+            return vec![];
+        }
         self.seen |= 1_u64.checked_shl(number.cast_unsigned().wrapping_sub(1)).unwrap_or(0);
         match (self.rules.group, sender) {
-            // Our own doing: a write to a closed pipe, say.
-            (_, Sender::Process(pid)) if pid == self.us => vec![],
             // Sent to the group, which it belongs to.
             (Group::Same, Sender::Process(pid)) if pid == self.command => vec![],
             // The terminal has told the whole group already.
@@ -209,9 +221,8 @@ impl Policy {
         if number == libc::SIGCONT {
             self.stopped = false;
         }
-        if let (libc::SIGTERM, Phase::Running { clock: Clock::Stands }, Some(kill_after)) =
-            (number, self.phase, self.rules.kill_after)
-        {
+        if let (libc::SIGTERM, false, Some(kill_after)) = (number, self.is_to_be_killed, self.rules.kill_after) {
+            self.is_to_be_killed = true;
             self.run_clock();
             // A stopped command could not react to TERM.
             actions.extend([Action::Send(libc::SIGCONT, target), Action::WaitFor(kill_after)]);
@@ -394,8 +405,10 @@ mod tests {
     #[test]
     fn orphans_are_asked_to_end_then_killed_until_none_is_left_and_only_then_we_are_done() {
         let mut policy = policy(Group::Own);
-        let asked = [Action::TellOrphans, to_tree(libc::SIGTERM), to_tree(libc::SIGCONT), Action::WaitFor(GRACE)];
+        assert_eq!(policy.on(Event::Orphans), []);
+        let asked = [Action::AskOrphans, Action::WaitFor(GRACE)];
         assert_eq!(policy.on(Event::Ended { ending: GOOD, leaves: true }), asked);
+        assert_eq!(policy.on(Event::Orphans), [Action::AskOrphans], "who is seen later is asked, too");
         assert_eq!(on(&mut policy, libc::SIGUSR1, SOMEBODY), [to_tree(libc::SIGUSR1)]);
         for _ in 0..3 {
             assert_eq!(policy.on(Event::Deadline), [to_tree(libc::SIGKILL), Action::WaitFor(KILL_AGAIN)]);
@@ -408,10 +421,33 @@ mod tests {
         let mut waits = Policy::new(Rules { orphans: Orphans::Wait, ..rules(Group::Own) }, US, COMMAND);
         assert_eq!(waits.on(Event::Ended { ending: GOOD, leaves: true }), [Action::TellOrphans]);
         assert_eq!(waits.on(Event::Deadline), []);
+        assert_eq!(waits.on(Event::Orphans), [Action::TellOrphans]);
         assert_eq!(on(&mut waits, libc::SIGTERM, SOMEBODY), [to_tree(libc::SIGTERM)]);
         assert_eq!(waits.on(Event::Alone), finish(GOOD, Cause::Own));
         let mut leaves = Policy::new(Rules { orphans: Orphans::Leave, ..rules(Group::Own) }, US, COMMAND);
         assert_eq!(leaves.on(Event::Ended { ending: GOOD, leaves: true }), finish(GOOD, Cause::Own));
+    }
+
+    #[test]
+    fn the_time_to_kill_runs_from_the_first_term_whatever_is_going_on() {
+        let kill_after = Duration::from_secs(1);
+        for orphans in [Orphans::Kill, Orphans::Wait] {
+            let rules = Rules { orphans, kill_after: Some(kill_after), ..rules(Group::Own) };
+            let mut policy = Policy::new(rules, US, COMMAND);
+            policy.on(Event::Ended { ending: GOOD, leaves: true });
+            let asked = [to_tree(libc::SIGTERM), to_tree(libc::SIGCONT), Action::WaitFor(kill_after)];
+            assert_eq!(on(&mut policy, libc::SIGTERM, SOMEBODY), asked);
+            assert_eq!(on(&mut policy, libc::SIGTERM, SOMEBODY), [to_tree(libc::SIGTERM)]);
+            assert_eq!(policy.on(Event::Deadline), [to_tree(libc::SIGKILL), Action::WaitFor(KILL_AGAIN)]);
+        }
+    }
+
+    #[test]
+    fn a_signal_of_our_own_is_none_that_was_sent_to_us() {
+        let mut policy = policy(Group::Own);
+        on(&mut policy, libc::SIGPIPE, Sender::Process(US));
+        let ended = policy.on(Event::Ended { ending: by(libc::SIGPIPE), leaves: false });
+        assert_eq!(ended, finish(by(libc::SIGPIPE), Cause::Own));
     }
 
     #[test]

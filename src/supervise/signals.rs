@@ -21,6 +21,8 @@ pub struct Signals {
     inherited: Inherited,
 }
 
+/// So many are read before anything else is looked at.
+const MOST_AT_ONCE: usize = 64;
 /// What ends a wait.
 const ENDING: [i32; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
 impl Signals {
@@ -44,14 +46,18 @@ impl Signals {
                 return Ok(signal);
             }
             let mut ready = self.fd.readable_mut().await?;
-            while let Some(record) = ready.get_inner().read_signal()? {
+            // Not until there is none: who sends faster than we read must not keep us from everything else.
+            for _ in 0..MOST_AT_ONCE {
+                let Some(record) = ready.get_inner().read_signal()? else {
+                    ready.clear_ready();
+                    break;
+                };
                 let sender = match record.ssi_code {
                     code if code > 0 => Sender::Kernel,
                     _ => Sender::Process(record.ssi_pid.cast_signed()),
                 };
                 self.pending.push_back(Signal { number: record.ssi_signo.cast_signed(), sender });
             }
-            ready.clear_ready();
         }
     }
 

@@ -24,7 +24,7 @@ pub enum Group {
     Same,
     /// In a group of its own.
     Own,
-    /// In a group of its own, which has the terminal when we would.
+    /// In a group of its own, at a terminal: it stops and goes on with us, and has the terminal where that is ours to give.
     Foreground,
 }
 

@@ -289,6 +289,50 @@ fn what_a_command_leaves_behind_is_ended_and_named_before_the_lock_goes() {
 }
 
 #[test]
+fn whoever_forks_while_its_parent_ends_does_not_escape() {
+    let bench = Bench::directory();
+    for round in 0..60 {
+        // A length that nobody else sleeps.
+        let length = format!("{}.{round}", 100_000 + std::process::id());
+        let daemons = format!("(setsid sleep {length} & setsid sleep {length} &) & exit 3");
+        let ended = bench.run(["-q", "-n", "/escape", "--", "sh", "-c", &daemons]);
+        assert_eq!(ended.code(), 3, "{ended:?}");
+        let sleeping = fs::read_dir("/proc").unwrap().flatten().filter(|entry| {
+            fs::read(entry.path().join("cmdline")).is_ok_and(|line| line == format!("sleep\0{length}\0").into_bytes())
+        });
+        let sleeping: Vec<_> = sleeping.map(|entry| entry.file_name()).collect();
+        assert!(sleeping.is_empty(), "round {round}: {sleeping:?}");
+    }
+}
+
+#[test]
+fn an_orphan_whose_first_thread_has_ended_is_no_dead_one() {
+    let bench = Bench::directory();
+    let threads = "
+import ctypes, os, threading, time
+threading.Thread(target=lambda: time.sleep(1000)).start()
+print('pid', os.getpid(), flush=True)
+ctypes.CDLL(None).pthread_exit(None)
+";
+    let line = "python3 -c \"$0\" & while ! grep -q '^State:.Z' /proc/$!/status; do sleep 0.02; done; exit 4";
+    let ended = bench.run(["-n", "/threads", "--", "sh", "-c", line, threads]);
+    assert_eq!(ended.code(), 4, "{ended:?}");
+    assert!(ended.stderr.contains("left behind: python3 ("), "{}", ended.stderr);
+    assert!(fs::read_dir(format!("/proc/{}", pid_in(ended.stdout()))).is_err());
+}
+
+#[test]
+fn kill_after_counts_while_orphans_are_waited_for_too() {
+    let bench = Bench::directory();
+    let orphan = "(trap '' TERM; echo pid; while :; do sleep 0.05; done) & exit 4";
+    let run = bench.start(["-n", "/late", "--orphans", "wait", "-k", "200ms", "--", "sh", "-c", orphan]);
+    run.warns("left behind");
+    run.says("pid");
+    run.signal(libc::SIGTERM);
+    assert_eq!(run.end().code(), 4);
+}
+
+#[test]
 fn a_daemon_that_ignores_term_is_killed_after_its_grace_and_the_lock_kept_until_then() {
     let bench = Bench::directory();
     let daemon = "setsid sh -c 'trap \"\" TERM; echo pid $$; while :; do sleep 0.05; done' & sleep 0.3";
