@@ -89,6 +89,22 @@ fn the_readme_names_every_variable_and_status_that_help_names() {
 }
 
 #[test]
+fn the_man_page_names_every_option_and_status_that_help_names() {
+    let help = Bench::on("127.0.0.1:1").run(["--help"]).good();
+    let page = fs::read_to_string(root().join("contrib/man/syncd-spawn.1")).unwrap().replace("\\-", "-");
+    let lines = help.stdout().lines().map(str::trim_start).filter(|line| line.starts_with('-'));
+    let options = lines.flat_map(str::split_whitespace).filter(|word| word.starts_with("--") && word.len() > 2);
+    let options: Vec<_> = options.map(|word| word.trim_end_matches(|c: char| !c.is_ascii_alphabetic())).collect();
+    assert!(options.len() >= 22, "{options:?}");
+    for option in options {
+        assert!(page.contains(option), "{option}");
+    }
+    for status in ["128+n", "123", "124", "125", "126, 127"] {
+        assert!(page.lines().any(|line| line == status), "{status}");
+    }
+}
+
+#[test]
 fn the_readmes_links_point_to_its_headings() {
     let readme = readme();
     let anchors: Vec<String> = (readme.lines())
