@@ -171,13 +171,17 @@ fn in_a_pipeline_and_in_the_background_a_shell_does_not_notice_us() {
     let bench = Bench::directory();
     let mut terminal = shell(&bench);
     terminal.press(&format!("{BINARY} -q -n /bg -- sleep 1000 &\n"));
+    terminal.shows_times("prompt> ", 2);
     terminal.press("echo still he''re\n");
     terminal.shows("still here");
     bench.queue_reaches("/bg", 1);
     terminal.press("kill %1; wait; echo ended as $?\n");
     terminal.shows("ended as");
     // The neighbour has the terminal as well.
-    terminal.press(&format!("{BINARY} -q -n /pipe -- echo from us | (read a; read b </dev/tty; echo \"<$a> <$b>\")\n"));
+    terminal.press(&format!(
+        "{BINARY} -q -n /pipe -- echo from us | (read a; echo go' 'on; read b </dev/tty; echo \"<$a> <$b>\")\n"
+    ));
+    terminal.shows("go on");
     terminal.press("typed\n");
     terminal.shows("<from us> <typed>");
     terminal.press("exit\n");
@@ -193,9 +197,11 @@ fn a_command_that_reads_the_terminal_in_the_background_is_stopped_and_fg_continu
         let command = "sh -c 'read x </dev/tty; echo \"read <$x>\"'";
         terminal.press(&format!("{BINARY} -q --group {group} -n /tin -- {command} &\n"));
         bench.queue_reaches("/tin", 1);
+        terminal.shows_times("prompt> ", 2);
         terminal.press("\n");
+        terminal.shows_times("prompt> ", 3);
         terminal.press("jobs; fg\n");
-        thread::sleep(Duration::from_millis(300));
+        terminal.shows(&format!("\n{BINARY} -q --group {group}"));
         terminal.press("typed\n");
         terminal.shows("read <typed>");
         terminal.press("exit\n");
@@ -216,6 +222,8 @@ fn ctrl_z_stops_a_command_in_a_group_of_its_own_too() {
         terminal.shows("first\r\nfirst\r\n");
         terminal.press("\x1a");
         terminal.shows("Stopped");
+        // Once the shell reads again: what is typed while it takes the terminal back may be lost.
+        terminal.shows("do''ne'\r\nprompt> ");
         terminal.press("fg\n");
         terminal.shows("prompt> fg");
         terminal.press("hello\n");
