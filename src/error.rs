@@ -44,9 +44,9 @@ impl Error {
             | Error::System { .. } => return None,
         };
         match store {
-            StoreError::Unreachable { .. } => {
-                Some("is a server listening there? -s takes HOST:PORT[,HOST:PORT]; -t gives it more time".to_owned())
-            }
+            StoreError::Unreachable { .. } => Some(
+                "is a server listening there? -s takes HOST:PORT[,HOST:PORT] or file:///DIR; -t gives it more time".to_owned(),
+            ),
             StoreError::Unsuitable { .. } => {
                 Some("use a directory on a local file system, or ZooKeeper, which is made for several hosts".to_owned())
             }

@@ -279,6 +279,7 @@ pub fn spawn(program: &Program, start: &Start, inherited: &Inherited) -> io::Res
         0 => {
             // SAFETY: we are the child of this fork; see there.
             let errno = unsafe { execute(&prepared, &mut script_arguments) };
+            // Nobody looks at the status: the errno is what tells.
             // SAFETY: errno lives here, and the pipe is open. _exit leaves without running anything of ours.
             unsafe {
                 libc::write(reporter.as_raw_fd(), (&raw const errno).cast(), size_of_val(&errno));

@@ -25,6 +25,7 @@ pub struct Signals {
 const MOST_AT_ONCE: usize = 64;
 /// What ends a wait.
 const ENDING: [i32; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
+
 impl Signals {
     /// Listens; needs a runtime. `inherited` has blocked them all, so nothing sent since then is lost.
     pub fn listen(inherited: Inherited) -> io::Result<Signals> {

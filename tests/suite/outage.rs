@@ -67,7 +67,10 @@ fn a_server_that_hangs_is_an_error_within_the_limit() {
     let started = Instant::now();
     bench.run(["-t", "2s", "true"]).failed(125, &format!("cannot reach {}: no answer", server.address()));
     let run = bench.start(["true"]);
-    thread::sleep(Duration::from_millis(200));
+    // Once the client has its thread, it is connecting.
+    while std::fs::read_dir(format!("/proc/{}/task", run.pid())).unwrap().count() < 2 {
+        assert!(started.elapsed() < Duration::from_secs(20));
+    }
     run.signal(libc::SIGINT);
     assert_eq!(run.end().died_of(), libc::SIGINT);
     assert!(started.elapsed() < Duration::from_secs(20));
