@@ -5,7 +5,7 @@ use std::process;
 use std::thread;
 
 use syncd_spawn::cli::{self, Answer};
-use syncd_spawn::command;
+use syncd_spawn::command::{self, Request};
 use syncd_spawn::error::Error;
 use syncd_spawn::exit::{self, Leave};
 use syncd_spawn::report;
@@ -40,7 +40,7 @@ fn main() {
     }
 }
 
-fn run(request: cli::Request, inherited: Inherited) -> Result<exit::Result, Error> {
+fn run(request: Request, inherited: Inherited) -> Result<exit::Result, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

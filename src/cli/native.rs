@@ -8,8 +8,8 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use super::values;
-use super::{Action, Address, Answer, GroupChoice, HeirloomChoice, Manner, OnLost, Request, Wait, WaitLimit, Wish};
+use super::{Answer, values};
+use crate::command::{Action, Address, GroupChoice, HeirloomChoice, Manner, OnLost, Request, Wait, WaitLimit, Wish};
 use crate::exit::{self, SignalExit};
 use crate::lock::{AbsolutePath, Identifier, LockPath, Mode, NodePath, PathError};
 use crate::report::Verbosity;

@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 
 use tracing::warn;
 
-use super::{Context, Unless, no_such_lock};
+use super::{Context, Unless};
 use crate::error::Error;
 use crate::exit;
 use crate::lock::{Limit, LockPath, Queue, Reading, Store, StoreError};
@@ -24,7 +24,10 @@ pub async fn list<S: Store>(
     });
     let (queue, readings): (Queue, Vec<Reading>) = match looked.await? {
         Unless::Done(Ok(found)) => found,
-        Unless::Done(Err(StoreError::NoLock(_))) => return Ok(no_such_lock(lock)),
+        Unless::Done(Err(error @ StoreError::NoLock(_))) => {
+            report::error(&error, None);
+            return Ok(exit::Result::No);
+        }
         Unless::Done(Err(error)) => return Err(error.into()),
         Unless::AskedToEnd(signal) => return Ok(exit::Result::Interrupted(signal)),
     };

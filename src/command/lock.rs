@@ -2,8 +2,7 @@
 
 use std::io;
 
-use super::{Acquired, Context, Unless, say_what_is_left};
-use crate::cli::Wish;
+use super::{Acquired, Context, Unless, Wish, say_what_is_left};
 use crate::error::Error;
 use crate::exit;
 use crate::lock::{Expected, Lifetime, Limit, Store};

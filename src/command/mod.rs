@@ -2,6 +2,7 @@
 
 mod list;
 mod lock;
+mod request;
 mod spawn;
 mod unlock;
 
@@ -14,12 +15,12 @@ use std::time::{Duration, SystemTime};
 use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
-use crate::cli::{Action, Address, Request, WaitLimit, Wish};
+pub use self::request::{Action, Address, GroupChoice, HeirloomChoice, Manner, OnLost, Request, Wait, WaitLimit, Wish};
 use crate::error::Error;
 use crate::exit;
 use crate::lock::{
-    AcquireError, Claim, Expected, Happening, Lifetime, Limit, LockPath, NodeName, NodePath, Patience, Place, Reading, Removal,
-    Store, StoreError, acquire,
+    AcquireError, Claim, Expected, Happening, Lifetime, Limit, NodeName, NodePath, Patience, Place, Reading, Removal, Store,
+    StoreError, acquire,
 };
 use crate::report::{self, Verbosity};
 use crate::store::{Directory, ZooKeeper};
@@ -222,9 +223,4 @@ fn say_what_is_left(address: &Address, error: &StoreError) {
         StoreError::Unreachable { .. } | StoreError::Refused { .. } | StoreError::Unsuitable { .. } | StoreError::NoLock(_) => {
         }
     }
-}
-
-fn no_such_lock(lock: &LockPath) -> exit::Result {
-    report::error(&StoreError::NoLock(lock.clone()), None);
-    exit::Result::No
 }

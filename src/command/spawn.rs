@@ -5,8 +5,7 @@ use std::future::pending;
 
 use tracing::{debug, warn};
 
-use super::{Acquired, Context, HELD, say_what_is_left};
-use crate::cli::{GroupChoice, HeirloomChoice, Manner, OnLost, Wish};
+use super::{Acquired, Context, GroupChoice, HELD, HeirloomChoice, Manner, OnLost, Wish, say_what_is_left};
 use crate::error::Error;
 use crate::exit;
 use crate::lock::{Expected, Identifier, Lifetime, Limit, NodePath, Place, Removal, Store};

@@ -1,0 +1,117 @@
+//! What can be asked for, whichever grammar it was typed in.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::time::Duration;
+
+use crate::exit::SignalExit;
+use crate::lock::{AbsolutePath, Identifier, LockPath, Mode, NodePath};
+use crate::report::Verbosity;
+use crate::store::{Root, Servers};
+use crate::supervise::{Orphans, Target};
+
+/// What was asked for, checked.
+#[derive(Debug)]
+pub struct Request {
+    pub address: Address,
+    pub verbosity: Verbosity,
+    /// How long a release may take before it is given up.
+    pub release_timeout: Duration,
+    pub action: Action,
+}
+
+/// Where the queues are kept.
+#[derive(Clone, Debug)]
+pub enum Address {
+    ZooKeeper { servers: Servers, chroot: AbsolutePath },
+    Directory { root: Root, chroot: AbsolutePath },
+}
+
+impl Address {
+    /// Where it is, for messages.
+    pub fn place(&self) -> String {
+        match self {
+            Address::ZooKeeper { servers, .. } => servers.to_string(),
+            Address::Directory { root, .. } => root.to_string(),
+        }
+    }
+}
+
+/// As it is typed.
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::ZooKeeper { servers, chroot } => write!(f, "-s {servers} -c {chroot}"),
+            Address::Directory { root, chroot } => write!(f, "-s {root} -c {chroot}"),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub enum Action {
+    Spawn { wish: Wish, words: Vec<OsString>, manner: Manner },
+    Lock(Wish),
+    Unlock { nodes: Vec<NodePath>, identifier: Option<Identifier>, wait: Wait },
+    List { lock: LockPath, wait: Wait },
+}
+
+/// How a command is run.
+#[derive(Clone, Copy, Debug)]
+pub struct Manner {
+    pub kill_after: Option<Duration>,
+    pub grace: Duration,
+    pub orphans: Orphans,
+    pub target: Target,
+    pub group: GroupChoice,
+    pub on_lost: OnLost,
+    /// What the kernel sends the command when we are gone.
+    pub death_signal: Option<i32>,
+    pub signal_exit: SignalExit,
+    pub heirloom: HeirloomChoice,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GroupChoice {
+    /// The same as ours where there is a controlling terminal, an own one otherwise.
+    Auto,
+    Own,
+    Same,
+}
+
+/// What happens when the lock is taken away while the command runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnLost {
+    Stop,
+    Ignore,
+}
+
+/// Whether the command inherits the file that stands for the lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeirloomChoice {
+    PassOn,
+    Close,
+}
+
+/// The lock that is wanted.
+#[derive(Debug)]
+pub struct Wish {
+    pub lock: LockPath,
+    pub mode: Mode,
+    pub identifier: Identifier,
+    pub wait: Wait,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Wait {
+    pub limit: WaitLimit,
+    /// Between two lines that say who is in front.
+    pub tick: Duration,
+    pub conflict_status: u8,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WaitLimit {
+    Never,
+    Once,
+    Within(Duration),
+}
