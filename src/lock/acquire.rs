@@ -165,6 +165,7 @@ async fn wait<S: Store>(
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let queue = tokio::select! {
+            biased;
             queue = store.contenders(lock) => queue,
             end = patience.over() => return Err(over(end, lock, None)),
         };

@@ -1,8 +1,10 @@
 //! Places where a queue is kept.
 
 mod directory;
+mod ensemble;
 mod location;
 mod memory;
+mod recipe;
 mod servers;
 mod zookeeper;
 

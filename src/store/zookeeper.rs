@@ -1,431 +1,342 @@
-//! ZooKeeper: persistent sequential nodes, named and filled as kazoo does it.
+//! ZooKeeper itself: each connection to a server on a thread of its own.
 //!
-//! A write is settled only by an answer of the server. Whatever else happens means "perhaps", and is found out on the same
-//! session, or after the server itself said that the session has expired: from another session an unanswered create
-//! cannot be told from one that never left.
+//! The client crate can spin without yielding, panic on a hostile answer, and declare a session expired by its own clock; so
+//! it never runs where signals and commands are handled, it is given one server and one connection at a time, and what
+//! it does after a connection is lost is not waited for: the thread ends, and a new one resumes the session. A thread that
+//! hangs or panics looks the same from outside.
 
-mod link;
-mod session;
-
-use std::cell::RefCell;
 use std::future::Future;
-use std::pin::pin;
-use std::rc::Rc;
+use std::pin::Pin;
+use std::thread;
 use std::time::{Duration, SystemTime};
 
-use tokio::time::{Instant, sleep, timeout_at};
-use tracing::warn;
-use zookeeper_client::{Acls, Client, CreateMode, CreateOptions, Error, EventType, SessionId};
+use tokio::net::TcpStream;
+use tokio::runtime;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::LocalSet;
+use tokio::time::timeout;
+use tracing::debug;
+use uuid::Uuid;
+use zookeeper_client::{Acls, Client, CreateMode, CreateOptions, Error, EventType, SessionInfo, SessionState};
 
-use self::link::Link;
-use self::session::{Failure, Session};
-use super::servers::Servers;
-use crate::lock::{
-    AbsolutePath, Claim, Contender, Entry, Expected, FencingToken, Identifier, Limit, LockPath, NodeName, Place, Queue,
-    Reading, Removal, Store, StoreError,
-};
+use super::ensemble::{self, Created, Failure, Node, OpenError, Refusal, SessionId, Stat, Watched};
+use super::recipe::Recipe;
+use super::servers::{Server, Servers};
+use crate::lock::{AbsolutePath, Limit, StoreError};
 
-/// How long the first connection may take where no limit was given; kazoo's.
-const FIRST_CONNECTION: Duration = Duration::from_secs(15);
-/// A missed wake-up costs this much at the most.
-const LOOK_AGAIN: Duration = Duration::from_secs(10);
-/// Between two creates, once one and the next were not answered.
-const FIRST_PAUSE: Duration = Duration::from_millis(25);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// So many creates without an answer are worth a word.
-const DOUBTS_TO_TELL: u32 = 4;
-/// Requests in one flight.
-const FLIGHT: usize = 200;
+/// The longer it is the fewer pings are sent; nothing of ours ends with the session. Servers grant 40 s at most by default.
+const SESSION_TIMEOUT: Duration = Duration::from_secs(30);
+/// Closing is a courtesy: the server does the same when the session times out.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
+/// For finding out why a server could not be spoken to.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A ZooKeeper ensemble below a chroot.
-pub struct ZooKeeper {
-    link: Link,
-    chroot: AbsolutePath,
-    release_timeout: Duration,
-    /// What names of ours may stand in a lock's directory besides the one we know (rule R4).
-    loose: RefCell<Vec<Loose>>,
+const THREAD_NAME: &str = "zookeeper";
+
+enum Message {
+    Ask(Request),
+    Close,
 }
 
-#[derive(Clone)]
-struct Loose {
-    lock: LockPath,
-    prefix: String,
-}
+type Request = Box<dyn FnOnce(Client) -> Pin<Box<dyn Future<Output = ()>>> + Send>;
+
+/// The queues of a ZooKeeper ensemble below a chroot.
+pub type ZooKeeper = Recipe<Network>;
 
 impl ZooKeeper {
-    /// Connects, and goes on trying until `limit`: 15 s where there is none, one round of all servers for one look.
-    ///
-    /// # Errors
-    /// [`StoreError::Unreachable`], with the last cause.
-    ///
-    /// # Cancellation
-    /// May be dropped: nothing was written.
+    /// [`Recipe::open`] on these servers.
     pub async fn connect(
         servers: Servers,
         chroot: AbsolutePath,
         limit: Limit,
         release_timeout: Duration,
     ) -> Result<ZooKeeper, StoreError> {
-        let store = ZooKeeper { link: Link::new(servers), chroot, release_timeout, loose: RefCell::default() };
-        let is_connected = match limit {
-            Limit::Once(until) => timeout_at(until, store.link.connect_once()).await.unwrap_or_default(),
-            Limit::At(until) => timeout_at(until, store.link.session()).await.is_ok(),
-            Limit::Never => timeout_at(Instant::now() + FIRST_CONNECTION, store.link.session()).await.is_ok(),
-        };
-        match is_connected {
-            true => Ok(store),
-            false => Err(StoreError::Unreachable { place: store.link.place(), cause: store.link.trouble() }),
+        Recipe::open(Network { servers }, chroot, limit, release_timeout).await
+    }
+}
+
+/// The servers of a connection string.
+pub struct Network {
+    servers: Servers,
+}
+
+impl ensemble::Ensemble for Network {
+    type Session = Session;
+
+    fn servers(&self) -> &Servers {
+        &self.servers
+    }
+
+    async fn open(&self, server: &Server, resume: Option<&SessionInfo>, within: Duration) -> Result<Session, OpenError> {
+        let (messages, inbox) = mpsc::unbounded_channel();
+        let (opened, opening) = oneshot::channel();
+        let (end, ended) = oneshot::channel();
+        let (address, resume) = (server.clone(), resume.cloned());
+        thread::Builder::new()
+            .name(THREAD_NAME.to_owned())
+            .spawn(move || {
+                let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
+                    Ok(runtime) => runtime,
+                    Err(error) => return drop(opened.send(Err(OpenError::Failed(reason(&error))))),
+                };
+                runtime.block_on(serve(&address, resume, within, opened, inbox));
+                runtime.shutdown_background();
+                drop(end);
+            })
+            .map_err(|error| OpenError::Failed(format!("cannot start a thread: {error}")))?;
+        // The thread keeps the time itself; this one is for a thread that hangs.
+        match timeout(within + PROBE_TIMEOUT + PROBE_TIMEOUT, opening).await {
+            Ok(Ok(Ok(info))) => Ok(Session { messages, ended, info, server: server.clone() }),
+            Ok(Ok(Err(error))) => Err(error),
+            Ok(Err(_)) => Err(OpenError::Failed(
+                "the client ended unexpectedly (an answer that is no ZooKeeper's, or no descriptors left)".to_owned(),
+            )),
+            Err(_) => Err(OpenError::Failed(format!("no answer in {}", humantime::format_duration(within)))),
         }
     }
 
-    /// Closes the session; the nodes stay.
-    pub async fn close(self) {
-        self.link.close().await;
+    fn random(&self) -> u128 {
+        Uuid::new_v4().as_u128()
     }
+}
 
-    fn directory(&self, lock: &LockPath) -> String {
-        self.chroot.join(lock.as_path()).to_string()
-    }
+/// A connection, and the thread that has it.
+pub struct Session {
+    messages: mpsc::UnboundedSender<Message>,
+    ended: oneshot::Receiver<()>,
+    info: SessionInfo,
+    server: Server,
+}
 
-    fn refused(&self, what: impl Into<String>, error: &Error) -> StoreError {
-        StoreError::Refused { place: self.link.place(), what: what.into(), cause: error.to_string() }
-    }
-
-    /// Ready when the node was deleted (true) or something else became of it. Armed with the look, so nothing falls between.
-    async fn watch(&self, session: &Rc<Session>, path: &str) -> Result<bool, Failure> {
-        let path = path.to_owned();
-        let watched = session.call(|client| async move {
-            match client.check_and_watch_stat(&path).await? {
-                (None, _) => Ok(true),
-                (Some(_), watcher) => Ok(watcher.changed().await.event_type == EventType::NodeDeleted),
-            }
+impl Session {
+    /// Has the client asked, on its own thread, and waits for the answer as long as the connection lasts.
+    async fn call<T, F>(&self, request: impl FnOnce(Client) -> F + Send + 'static) -> Result<T, Failure>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Error>> + 'static,
+    {
+        let (mut reply, answer) = oneshot::channel();
+        let request: Request = Box::new(move |client| {
+            Box::pin(async move {
+                tokio::select! {
+                    result = request(client) => drop(reply.send(result)),
+                    () = reply.closed() => {}
+                }
+            })
         });
-        let watched = watched.await;
-        if let Err(Failure::InDoubt(cause)) = &watched {
-            self.link.give_up(session, cause).await;
-        }
-        watched
+        let lost = || Failure::InDoubt("the connection was lost".to_owned());
+        self.messages.send(Message::Ask(request)).map_err(|_| lost())?;
+        answer.await.map_err(|_| lost())?.map_err(|error| failure(&error))
+    }
+}
+
+impl ensemble::Session for Session {
+    type Key = SessionInfo;
+
+    fn id(&self) -> SessionId {
+        SessionId(self.info.id().0)
     }
 
-    /// Ready when a look finds nothing, or no answer: for a wake-up that was missed, and a client that hangs.
-    async fn look_now_and_then(&self, session: &Rc<Session>, path: &str) -> Result<(), Failure> {
-        loop {
-            sleep(LOOK_AGAIN).await;
-            let path = path.to_owned();
-            if self.link.ask(session, |client| async move { client.check_stat(&path).await }).await?.is_none() {
-                return Ok(());
-            }
-        }
+    fn key(&self) -> SessionInfo {
+        self.info.clone()
     }
 
-    async fn make_directory(&self, session: &Rc<Session>, directory: &str) -> Result<(), Failure> {
-        let directory = directory.to_owned();
-        self.link.ask(session, |client| async move { client.mkdir(&directory, &persistent()).await }).await
+    fn server(&self) -> &Server {
+        &self.server
     }
 
-    async fn create(&self, session: &Rc<Session>, path: String, data: Vec<u8>) -> Result<Place, Failure> {
-        let created = self.link.ask(session, move |client| async move {
-            let options = CreateMode::PersistentSequential.with_acls(Acls::anyone_all());
+    /// Its thread has ended.
+    fn is_over(&self) -> bool {
+        self.messages.is_closed()
+    }
+
+    async fn create(&self, prefix: &str, data: &[u8]) -> Result<Created, Failure> {
+        let (path, data) = (prefix.to_owned(), data.to_vec());
+        let options = CreateMode::PersistentSequential.with_acls(Acls::anyone_all());
+        self.call(async move |client: Client| {
             let (stat, sequence) = client.create(&path, &data, &options).await?;
-            Ok((format!("{path}{sequence}"), stat.czxid))
-        });
-        let (path, czxid) = created.await?;
-        if let Some(name) = path.rsplit_once('/').and_then(|(_, name)| NodeName::parse(name)) {
-            return Ok(Place { name, token: FencingToken(czxid.cast_unsigned()) });
-        }
-        // No server is known to number this way; but what it made is not to be left behind.
-        let odd = Error::UnexpectedError(format!("it made {path}, which is no contender's name"));
-        self.link.ask(session, |client| async move { client.delete(&path, None).await }).await?;
-        Err(Failure::Said(odd))
+            Ok(Created { path: format!("{path}{sequence}"), zxid: stat.czxid.cast_unsigned() })
+        })
+        .await
     }
 
-    /// Looks for nodes of ours behind a barrier, so that what the server has done is seen.
-    async fn find(&self, session: &Rc<Session>, directory: &str, prefix: &str) -> Result<Vec<Place>, Failure> {
-        let path = directory.to_owned();
-        let prefix = prefix.to_owned();
-        let found = self.link.ask(session, move |client| async move {
-            let barrier = client.sync(&path);
-            let listing = client.list_children(&path);
-            barrier.await?;
-            let names = match listing.await {
-                Ok(names) => names,
-                Err(Error::NoNode) => Vec::new(),
-                Err(error) => return Err(error),
-            };
-            let mut found = Vec::new();
-            for name in names.into_iter().filter(|name| name.starts_with(&prefix)) {
-                if let Some(stat) = client.check_stat(&format!("{path}/{name}")).await? {
-                    found.push((name, stat.czxid));
-                }
+    async fn make_directory(&self, path: &str) -> Result<(), Failure> {
+        const PERSISTENT: CreateOptions<'static> = CreateMode::Persistent.with_acls(Acls::anyone_all());
+        let path = path.to_owned();
+        self.call(async move |client: Client| client.mkdir(&path, &PERSISTENT).await).await
+    }
+
+    async fn delete(&self, path: &str, version: Option<i32>) -> Result<(), Failure> {
+        let path = path.to_owned();
+        self.call(async move |client: Client| client.delete(&path, version).await).await
+    }
+
+    async fn sync(&self, path: &str) -> Result<(), Failure> {
+        let path = path.to_owned();
+        self.call(async move |client: Client| client.sync(&path).await).await
+    }
+
+    async fn children(&self, path: &str) -> Result<Vec<String>, Failure> {
+        let path = path.to_owned();
+        self.call(async move |client: Client| client.list_children(&path).await).await
+    }
+
+    async fn stat(&self, path: &str) -> Result<Option<Stat>, Failure> {
+        let path = path.to_owned();
+        self.call(async move |client: Client| Ok(client.check_stat(&path).await?.map(stat))).await
+    }
+
+    async fn read(&self, paths: Vec<String>) -> Result<Vec<Result<Node, Refusal>>, Failure> {
+        self.call(async move |client: Client| {
+            // Asked for when called, so all leave before the first is waited for.
+            let asked: Vec<_> = paths.iter().map(|path| client.get_data(path)).collect();
+            let mut nodes = Vec::with_capacity(asked.len());
+            for answer in asked {
+                nodes.push(match answer.await {
+                    Ok((data, node)) => Ok(Node { data, stat: stat(node) }),
+                    Err(error) => match failure(&error) {
+                        Failure::Said(refusal) => Err(refusal),
+                        Failure::InDoubt(cause) => return Ok(Err(cause)),
+                    },
+                });
             }
-            Ok(found)
-        });
-        let places = found.await?.into_iter().filter_map(|(name, czxid)| {
-            NodeName::parse(&name).map(|name| Place { name, token: FencingToken(czxid.cast_unsigned()) })
-        });
-        Ok(places.collect())
+            Ok(Ok(nodes))
+        })
+        .await?
+        .map_err(Failure::InDoubt)
     }
 
-    /// Something of this name may stand in the lock's directory, or may have.
-    fn loosen(&self, lock: &LockPath, prefix: String) {
-        let mut loose = self.loose.borrow_mut();
-        if !loose.iter().any(|loose| loose.prefix == prefix) {
-            loose.push(Loose { lock: lock.clone(), prefix });
+    async fn watch(&self, path: &str) -> Result<Watched, Failure> {
+        let path = path.to_owned();
+        self.call(async move |client: Client| match client.check_and_watch_stat(&path).await? {
+            (None, _) => Ok(Watched::Gone),
+            (Some(_), watcher) => match watcher.changed().await.event_type {
+                EventType::NodeDeleted => Ok(Watched::Gone),
+                _ => Ok(Watched::There),
+            },
+        })
+        .await
+    }
+
+    async fn close(self) {
+        _ = self.messages.send(Message::Close);
+        _ = timeout(CLOSE_TIMEOUT, self.ended).await;
+    }
+}
+
+async fn serve(
+    server: &Server,
+    resume: Option<SessionInfo>,
+    within: Duration,
+    opened: oneshot::Sender<Result<SessionInfo, OpenError>>,
+    mut inbox: mpsc::UnboundedReceiver<Message>,
+) {
+    let resumes = resume.is_some();
+    let client = match connect(server, resume, within).await {
+        Ok(client) => client,
+        Err(error) => {
+            _ = opened.send(Err(error));
+            return;
         }
-    }
-
-    fn loose_in(&self, lock: &LockPath) -> Vec<String> {
-        self.loose.borrow().iter().filter(|loose| loose.lock == *lock).map(|loose| loose.prefix.clone()).collect()
-    }
-
-    /// Removes what carries one of our loose names, but for `keep` (rules R3 and R4).
-    async fn sweep(&self, session: &Rc<Session>, lock: &LockPath, keep: Option<&NodeName>) -> Result<(), Failure> {
-        let directory = self.directory(lock);
-        for prefix in self.loose_in(lock) {
-            for place in self.find(session, &directory, &prefix).await? {
-                if Some(&place.name) == keep {
-                    continue;
-                }
-                let path = format!("{directory}/{}", place.name);
-                match self.link.ask(session, |client| async move { client.delete(&path, None).await }).await {
-                    Ok(()) | Err(Failure::Said(Error::NoNode)) => {}
-                    Err(failure) => return Err(failure),
-                }
-            }
+    };
+    let mut state = client.state_watcher();
+    let is_wanted = opened.send(Ok(client.session().clone())).is_ok();
+    let requests = LocalSet::new();
+    let conversation = requests.run_until(async {
+        if !is_wanted {
+            return if resumes { End::Abandoned } else { End::Closed };
         }
-        Ok(())
-    }
-
-    /// All of it is settled.
-    fn forget_loose(&self, lock: &LockPath) {
-        self.loose.borrow_mut().retain(|loose| loose.lock != *lock);
-    }
-
-    /// What is there of ours for all we know, when it cannot be settled.
-    fn left(&self, lock: &LockPath, entering: &Entering, cause: String) -> StoreError {
-        let place = self.link.place();
-        if let Some(Place { name, .. }) = &entering.place {
-            return StoreError::NotRemoved { node: lock.node(name), place, cause };
-        }
-        let loose = self.loose_in(lock).pop().filter(|_| entering.in_doubt.is_none());
-        let prefix = loose.unwrap_or_else(|| entering.claim.prefix());
-        StoreError::Unsettled { prefix: format!("{lock}/{prefix}"), place, cause }
-    }
-
-    async fn remove(
-        &self,
-        lock: &LockPath,
-        name: &NodeName,
-        expected: Expected,
-        until: Instant,
-    ) -> Result<Removal, StoreError> {
-        let path = format!("{}/{name}", self.directory(lock));
-        let not_removed = |cause: String| StoreError::NotRemoved { node: lock.node(name), place: self.link.place(), cause };
-        let version = match expected {
-            Expected::Anything => None,
-            Expected::Version(version) => Some(version),
-        };
-        let mut in_doubt = false;
         loop {
-            let Ok(session) = timeout_at(until, self.link.session()).await else {
-                return Err(not_removed(self.link.trouble()));
-            };
-            let path = path.clone();
-            match self.link.ask(&session, move |client| async move { client.delete(&path, version).await }).await {
-                Ok(()) => return Ok(Removal::Removed),
-                // The name is never used again, so it is our own delete that was carried out.
-                Err(Failure::Said(Error::NoNode)) if in_doubt => return Ok(Removal::Removed),
-                Err(Failure::Said(Error::NoNode)) => return Ok(Removal::Missing),
-                Err(Failure::Said(Error::BadVersion)) => return Ok(Removal::Changed),
-                Err(Failure::Said(error)) => return Err(not_removed(error.to_string())),
-                Err(Failure::InDoubt(_)) => in_doubt = true,
-            }
-        }
-    }
-}
-
-/// How far an entry has come.
-struct Entering {
-    claim: Claim,
-    /// The session in which a create of ours was never answered.
-    in_doubt: Option<SessionId>,
-    place: Option<Place>,
-    /// How often a create was not answered.
-    doubts: u32,
-}
-
-impl Entering {
-    /// What is never answered may be what ends the connection, so it is not asked for again and again at once.
-    fn pause(&self) -> Duration {
-        match self.doubts {
-            0 | 1 => Duration::ZERO,
-            doubts => FIRST_PAUSE.saturating_mul(1 << doubts.min(10)).min(LONGEST_PAUSE),
-        }
-    }
-}
-
-impl Store for ZooKeeper {
-    async fn enter(&self, lock: &LockPath, claim: &Claim, give_up: impl Future<Output = ()>) -> Result<Entry, StoreError> {
-        let directory = self.directory(lock);
-        let mut give_up = pin!(give_up);
-        let mut entering = Entering { claim: claim.clone(), in_doubt: None, place: None, doubts: 0 };
-        // From here on nothing is asked for any more, only settled, until then.
-        let mut end: Option<(Instant, Result<Entry, StoreError>)> = None;
-        loop {
-            let is_clear = entering.in_doubt.is_none() && entering.place.is_none() && self.loose_in(lock).is_empty();
-            let session = match end {
-                Some((_, result)) if is_clear => return result,
-                Some((until, _)) => match timeout_at(until, self.link.session()).await {
-                    Ok(session) => session,
-                    Err(_) => return Err(self.left(lock, &entering, self.link.trouble())),
+            tokio::select! {
+                biased;
+                message = inbox.recv() => match message {
+                    Some(Message::Ask(request)) => drop(tokio::task::spawn_local(request(client.clone()))),
+                    Some(Message::Close) => return End::Closed,
+                    None => return End::Abandoned,
                 },
-                None => tokio::select! {
-                    biased;
-                    () = give_up.as_mut() => {
-                        end = Some((Instant::now() + self.release_timeout, Ok(Entry::GaveUp)));
-                        continue;
-                    }
-                    session = async {
-                        sleep(entering.pause()).await;
-                        self.link.session().await
-                    } => session,
+                state = state.changed() => if state != SessionState::SyncConnected {
+                    debug!("connection to {server}: {state}");
+                    return End::Abandoned;
                 },
-            };
-            match entering.in_doubt {
-                Some(sent_in) if sent_in != session.id() => {
-                    // The server ended that session, so the create can no longer land; but it may have landed (rule R3).
-                    self.loosen(lock, entering.claim.prefix());
-                    entering.claim = entering.claim.renewed();
-                }
-                Some(_) => match self.find(&session, &directory, &entering.claim.prefix()).await {
-                    Ok(found) => {
-                        self.loosen(lock, entering.claim.prefix());
-                        entering.place = found.into_iter().min_by_key(|place| place.name.sequence());
-                    }
-                    Err(Failure::InDoubt(_)) => continue,
-                    Err(Failure::Said(error)) => return Err(self.left(lock, &entering, error.to_string())),
-                },
-                None => {}
-            }
-            entering.in_doubt = None;
-            let keep = entering.place.as_ref().map(|place| &place.name).filter(|_| end.is_none());
-            match self.sweep(&session, lock, keep).await {
-                Ok(()) => {}
-                Err(Failure::InDoubt(_)) => continue,
-                Err(Failure::Said(error)) => return Err(self.left(lock, &entering, error.to_string())),
-            }
-            match (end.take(), &entering.place) {
-                (Some((_, result)), _) => {
-                    self.forget_loose(lock);
-                    return result;
-                }
-                (None, Some(_)) => return Ok(Entry::In(entering.place.expect("just seen"))),
-                (None, None) => {}
-            }
-            let refused = |what: String, error| Some((Instant::now() + self.release_timeout, Err(self.refused(what, error))));
-            let path = format!("{directory}/{}", entering.claim.prefix());
-            match self.create(&session, path, entering.claim.identifier.0.clone()).await {
-                Ok(place) if self.loose_in(lock).is_empty() => return Ok(Entry::In(place)),
-                Ok(place) => {
-                    self.loosen(lock, entering.claim.prefix());
-                    entering.place = Some(place);
-                }
-                Err(Failure::Said(Error::NoNode)) => {
-                    if let Err(Failure::Said(error)) = self.make_directory(&session, &directory).await {
-                        end = refused(format!("to make {directory}"), &error);
-                    }
-                }
-                Err(Failure::Said(error)) => end = refused(format!("to let us enter {directory}"), &error),
-                Err(Failure::InDoubt(cause)) => {
-                    entering.in_doubt = Some(session.id());
-                    entering.doubts += 1;
-                    if entering.doubts == DOUBTS_TO_TELL {
-                        warn!("{} does not answer our request to enter {lock}: {cause}; trying on", self.link.place());
-                    }
-                }
             }
         }
-    }
-
-    async fn contenders(&self, lock: &LockPath) -> Result<Queue, StoreError> {
-        let directory = self.directory(lock);
-        let listing = self.link.look(|| {
-            let directory = directory.clone();
-            |client: Client| async move { client.list_children(&directory).await }
-        });
-        match listing.await {
-            Ok(names) => Ok(Queue::new(names)),
-            Err(Error::NoNode) => Err(StoreError::NoLock(lock.clone())),
-            Err(error) => Err(self.refused(format!("to list {lock}"), &error)),
+    });
+    match conversation.await {
+        End::Abandoned => {}
+        End::Closed => {
+            drop(requests);
+            drop(client);
+            let closed = async { while !state.changed().await.is_terminated() {} };
+            _ = timeout(CLOSE_TIMEOUT, closed).await;
         }
-    }
-
-    async fn read(&self, lock: &LockPath, names: &[NodeName]) -> Result<Vec<Reading>, StoreError> {
-        let mut readings = Vec::with_capacity(names.len());
-        for flight in names.chunks(FLIGHT) {
-            let paths: Vec<String> = flight.iter().map(|name| format!("{}/{name}", self.directory(lock))).collect();
-            let answers = self.link.look(|| {
-                let paths = paths.clone();
-                |client: Client| async move {
-                    // Asked for when called, so all leave before the first is waited for.
-                    let asked: Vec<_> = paths.iter().map(|path| client.get_data(path)).collect();
-                    let mut answers = Vec::with_capacity(asked.len());
-                    for answer in asked {
-                        answers.push(match answer.await {
-                            Ok((data, stat)) => Reading::There(Contender {
-                                identifier: Identifier(data),
-                                since: SystemTime::UNIX_EPOCH + Duration::from_millis(stat.ctime.try_into().unwrap_or(0)),
-                                version: stat.version,
-                            }),
-                            Err(Error::NoNode) => Reading::Missing,
-                            Err(Error::NoAuth) => Reading::Forbidden,
-                            Err(error) => return Err(error),
-                        });
-                    }
-                    Ok(answers)
-                }
-            });
-            readings.extend(answers.await.map_err(|error| self.refused(format!("to read {lock}"), &error))?);
-        }
-        Ok(readings)
-    }
-
-    async fn gone(&self, lock: &LockPath, name: &NodeName) -> Result<(), StoreError> {
-        let path = format!("{}/{name}", self.directory(lock));
-        loop {
-            let session = self.link.session().await;
-            let outcome = tokio::select! {
-                watched = self.watch(&session, &path) => watched,
-                looked = self.look_now_and_then(&session, &path) => looked.map(|()| true),
-            };
-            match outcome {
-                Ok(true) => return Ok(()),
-                // Another event, or a lost connection: the watch is armed again.
-                Ok(false) | Err(Failure::InDoubt(_)) => {}
-                Err(Failure::Said(error)) => return Err(self.refused(format!("to watch {lock}"), &error)),
-            }
-        }
-    }
-
-    async fn leave(&self, lock: &LockPath, name: &NodeName, expected: Expected) -> Result<Removal, StoreError> {
-        let until = Instant::now() + self.release_timeout;
-        let removal = self.remove(lock, name, expected, until).await?;
-        while let Some(prefix) = self.loose_in(lock).pop() {
-            let unsettled = |cause| {
-                let prefix = format!("{lock}/{prefix}");
-                StoreError::Unsettled { prefix, place: self.link.place(), cause }
-            };
-            let session = timeout_at(until, self.link.session()).await.map_err(|_| unsettled(self.link.trouble()))?;
-            match self.sweep(&session, lock, None).await {
-                Ok(()) => self.forget_loose(lock),
-                Err(Failure::InDoubt(_)) => {}
-                Err(Failure::Said(error)) => return Err(unsettled(error.to_string())),
-            }
-        }
-        Ok(removal)
     }
 }
 
-fn persistent() -> CreateOptions<'static> {
-    CreateMode::Persistent.with_acls(Acls::anyone_all())
+enum End {
+    Closed,
+    Abandoned,
+}
+
+async fn connect(server: &Server, resume: Option<SessionInfo>, within: Duration) -> Result<Client, OpenError> {
+    let mut connector = Client::connector().with_session_timeout(SESSION_TIMEOUT).with_fail_eagerly();
+    let resumes = resume.is_some();
+    if let Some(info) = resume {
+        connector = connector.with_session(info);
+    }
+    let error = match timeout(within, connector.connect(&server.to_string())).await {
+        Ok(Ok(client)) => return Ok(client),
+        Ok(Err(Error::SessionExpired)) if resumes => return Err(OpenError::Expired),
+        Ok(Err(Error::NoHosts)) => None,
+        Ok(Err(error)) => Some(error.to_string()),
+        Err(_) => Some(format!("no answer in {}", humantime::format_duration(within))),
+    };
+    Err(OpenError::Failed(cause(server, error).await))
+}
+
+/// The client keeps the reason of a failed connect to itself; so the server is tried once more without it.
+async fn cause(server: &Server, error: Option<String>) -> String {
+    match timeout(PROBE_TIMEOUT, TcpStream::connect((server.host.as_str(), server.port))).await {
+        Ok(Err(error)) => reason(&error),
+        Err(_) => "no answer".to_owned(),
+        Ok(Ok(_)) => error.unwrap_or_else(|| "it closed the connection (no ZooKeeper, or too many connections?)".to_owned()),
+    }
+}
+
+fn reason(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    let text = text.split(" (os error").next().unwrap_or_default();
+    let mut characters = text.chars();
+    match characters.next() {
+        Some(first) => first.to_lowercase().chain(characters).collect(),
+        None => String::new(),
+    }
+}
+
+fn stat(stat: zookeeper_client::Stat) -> Stat {
+    Stat {
+        czxid: stat.czxid.cast_unsigned(),
+        ctime: SystemTime::UNIX_EPOCH + Duration::from_millis(stat.ctime.try_into().unwrap_or(0)),
+        version: stat.version,
+    }
+}
+
+/// Whether this error is the server's own answer, so that nothing was changed. Anything else means "perhaps".
+fn failure(error: &Error) -> Failure {
+    match error {
+        Error::NoNode => Failure::Said(Refusal::NoNode),
+        Error::BadVersion => Failure::Said(Refusal::BadVersion),
+        Error::NoAuth => Failure::Said(Refusal::NoAuth),
+        Error::InvalidAcl
+        | Error::NodeExists
+        | Error::NotEmpty
+        | Error::NoChildrenForEphemerals
+        | Error::QuotaExceeded
+        | Error::Throttled
+        | Error::BadArguments(_)
+        | Error::MarshallingError
+        | Error::Unimplemented
+        | Error::NotReadOnly
+        | Error::AuthFailed => Failure::Said(Refusal::Other(error.to_string())),
+        _ => Failure::InDoubt(error.to_string()),
+    }
 }

@@ -9,11 +9,8 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
-use uuid::Uuid;
-use zookeeper_client::{Client, Error, SessionInfo};
 
-use super::session::{Failure, OpenError, Session};
-use crate::store::servers::Servers;
+use crate::store::ensemble::{Ensemble, Failure, OpenError, Refusal, Session};
 
 /// How long a server may take to give us a session, where another could be tried instead, and where not.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(2);
@@ -24,9 +21,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(8);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-pub struct Link {
-    servers: Servers,
-    state: Mutex<State>,
+pub struct Link<E: Ensemble> {
+    ensemble: E,
+    state: Mutex<State<E::Session>>,
     /// What went wrong last.
     trouble: RefCell<String>,
     /// Whether the connection that we have, or had last, gave us any answer.
@@ -36,22 +33,22 @@ pub struct Link {
 }
 
 /// The session as far as we know it.
-#[derive(Default)]
-struct State {
-    session: Option<Rc<Session>>,
+struct State<S: Session> {
+    session: Option<Rc<S>>,
     /// A session that no server has called expired.
-    resume: Option<SessionInfo>,
+    resume: Option<S::Key>,
     pause: Duration,
 }
 
-impl Link {
-    pub fn new(servers: Servers) -> Link {
+impl<E: Ensemble> Link<E> {
+    pub fn new(ensemble: E) -> Link<E> {
+        let state = Mutex::new(State { session: None, resume: None, pause: Duration::ZERO });
         let (is_answered, is_told) = (Cell::new(true), Cell::new(false));
-        Link { servers, state: Mutex::default(), trouble: RefCell::default(), is_answered, is_told }
+        Link { ensemble, state, trouble: RefCell::default(), is_answered, is_told }
     }
 
     pub fn place(&self) -> String {
-        self.servers.to_string()
+        self.ensemble.servers().to_string()
     }
 
     /// What went wrong last, for a message that something did.
@@ -75,7 +72,7 @@ impl Link {
     ///
     /// # Cancellation
     /// May be dropped.
-    pub async fn session(&self) -> Rc<Session> {
+    pub async fn session(&self) -> Rc<E::Session> {
         let mut state = self.state.lock().await;
         loop {
             match &state.session {
@@ -88,9 +85,9 @@ impl Link {
                 state.pause = Duration::ZERO;
             }
             if state.pause == LONGEST_PAUSE && !self.is_told.replace(true) {
-                warn!("cannot reach {}: {}; trying on", self.servers, self.trouble());
+                warn!("cannot reach {}: {}; trying on", self.ensemble.servers(), self.trouble());
             }
-            sleep(jittered(state.pause)).await;
+            sleep(self.jittered(state.pause)).await;
             state.pause = (state.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
             self.try_all(&mut state).await;
         }
@@ -107,18 +104,18 @@ impl Link {
         state.session.is_some()
     }
 
-    async fn try_all(&self, state: &mut State) {
-        let servers = &self.servers.servers;
+    async fn try_all(&self, state: &mut State<E::Session>) {
+        let servers = &self.ensemble.servers().servers;
         let within = if servers.len() == 1 { OPEN_TIMEOUT_ALONE } else { OPEN_TIMEOUT };
-        let first = (Uuid::new_v4().as_u128() % servers.len() as u128) as usize;
+        let first = (self.ensemble.random() % servers.len() as u128) as usize;
         let (before, after) = servers.split_at(first);
         for server in after.iter().chain(before) {
             let resumes = state.resume.is_some();
-            let opened = match Session::open(server, state.resume.clone(), within).await {
+            let opened = match self.ensemble.open(server, state.resume.as_ref(), within).await {
                 Err(OpenError::Expired) => {
                     info!("{server} says that our session has expired");
                     state.resume = None;
-                    Session::open(server, None, within).await
+                    self.ensemble.open(server, None, within).await
                 }
                 opened => opened,
             };
@@ -127,9 +124,9 @@ impl Link {
                     debug!("session {} at {server}", session.id());
                     if resumes {
                         // We may have come to a server that has seen less than we have; reads behind a sync are not stale.
-                        _ = timeout(within, session.call(|client| async move { client.sync("/").await })).await;
+                        _ = timeout(within, session.sync("/")).await;
                     }
-                    state.resume = Some(session.info().clone());
+                    state.resume = Some(session.key());
                     state.session = Some(Rc::new(session));
                     return;
                 }
@@ -142,16 +139,12 @@ impl Link {
     }
 
     /// Asks once, for an answer in time. What is in doubt ends the connection, so that the next request goes by a new one.
-    pub async fn ask<T, F>(
+    pub async fn ask<T>(
         &self,
-        session: &Rc<Session>,
-        request: impl FnOnce(Client) -> F + Send + 'static,
-    ) -> Result<T, Failure>
-    where
-        T: Send + 'static,
-        F: Future<Output = Result<T, Error>> + 'static,
-    {
-        let answer = match timeout(ANSWER_TIMEOUT, session.call(request)).await {
+        session: &Rc<E::Session>,
+        request: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        let answer = match timeout(ANSWER_TIMEOUT, request).await {
             Ok(answer) => answer,
             Err(_) => Err(Failure::InDoubt(format!("no answer in {}", humantime::format_duration(ANSWER_TIMEOUT)))),
         };
@@ -168,31 +161,27 @@ impl Link {
     }
 
     /// Asks for something that changes nothing, again and again until it is answered.
-    pub async fn look<T, F, R>(&self, request: impl Fn() -> R) -> Result<T, Error>
-    where
-        T: Send + 'static,
-        F: Future<Output = Result<T, Error>> + 'static,
-        R: FnOnce(Client) -> F + Send + 'static,
-    {
+    pub async fn look<T>(&self, request: impl AsyncFn(&E::Session) -> Result<T, Failure>) -> Result<T, Refusal> {
         loop {
             let session = self.session().await;
-            match self.ask(&session, request()).await {
+            match self.ask(&session, request(&session)).await {
                 Ok(value) => return Ok(value),
-                Err(Failure::Said(error)) => return Err(error),
+                Err(Failure::Said(refusal)) => return Err(refusal),
                 Err(Failure::InDoubt(_)) => {}
             }
         }
     }
 
     /// Has the next request go by a new connection.
-    pub async fn give_up(&self, session: &Rc<Session>, cause: &str) {
+    pub async fn give_up(&self, session: &Rc<E::Session>, cause: &str) {
         debug!("{}: {cause}", session.server());
         self.trouble.replace(cause.to_owned());
         self.state.lock().await.session.take_if(|current| Rc::ptr_eq(current, session));
     }
-}
 
-/// Half of it fixed, half of it random, so that waiters do not come back all at once.
-fn jittered(pause: Duration) -> Duration {
-    pause / 2 + (pause / 2).mul_f64(f64::from(Uuid::new_v4().as_fields().0) / f64::from(u32::MAX))
+    /// Half of it fixed, half of it random, so that waiters do not come back all at once.
+    fn jittered(&self, pause: Duration) -> Duration {
+        let share = (self.ensemble.random() % 1000) as u32;
+        pause / 2 + pause / 2 * share / 1000
+    }
 }
