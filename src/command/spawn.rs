@@ -20,7 +20,8 @@ pub async fn spawn<S: Store>(
     limit: Limit,
     context: &mut Context<'_>,
 ) -> Result<exit::Result, Error> {
-    let place = match context.acquire(store, wish, Lifetime::Spawned, limit).await? {
+    let lifetime = Lifetime::Spawned;
+    let place = match context.acquire(store, wish, lifetime, limit).await? {
         Acquired::Ours(place) => place,
         Acquired::Not(result) => return Ok(result),
     };
@@ -28,9 +29,9 @@ pub async fn spawn<S: Store>(
     context.say(format_args!("Got lock on {}", wish.lock));
     context.say(format_args!("Running your command {}", readable(words)));
     let lost = async {
-        match (store.lost(&wish.lock, &place.name).await, manner.on_lost) {
-            (Ok(()), OnLost::Stop) => warn!("{node} was removed while the command runs: stopping it"),
-            (Ok(()), OnLost::Ignore) => {
+        match (store.lost(&wish.lock, &place.name, lifetime, &mut |_| ()).await, manner.on_lost) {
+            (Ok(_), OnLost::Stop) => warn!("{node} was removed while the command runs: stopping it"),
+            (Ok(_), OnLost::Ignore) => {
                 warn!("{node} was removed while the command runs, which goes on without the lock");
                 pending::<()>().await;
             }

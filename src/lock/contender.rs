@@ -1,7 +1,7 @@
 //! The words: who stands in a queue, and what its node is called.
 
 use std::fmt;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use uuid::Uuid;
 
@@ -178,6 +178,9 @@ pub enum Lifetime {
     Spawned,
     /// It belongs to nobody, and stays until somebody removes it.
     Explicit,
+    /// As long as the session that made it, where the store has sessions; elsewhere as long as the run. Whoever works under
+    /// it has to be told so long before the session can have expired.
+    Session { notice: Duration },
 }
 
 /// A wish to stand in a queue.

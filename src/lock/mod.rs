@@ -10,4 +10,4 @@ pub use acquire::{AcquireError, Happening, Limit, Patience, acquire};
 pub use contender::{Claim, Contender, FencingToken, Identifier, Kind, Lifetime, Mode, NodeName, Place, Sequence};
 pub use path::{AbsolutePath, LockPath, NodePath, PathError};
 pub use queue::{Queue, Standing};
-pub use store::{Entry, Expected, Reading, Removal, Store, StoreError};
+pub use store::{Doubt, Entry, Expected, Loss, Reading, Removal, Store, StoreError};

@@ -3,8 +3,9 @@
 use std::fs::File;
 use std::future::Future;
 use std::rc::Rc;
+use std::time::Duration;
 
-use super::contender::{Claim, Contender, NodeName, Place};
+use super::contender::{Claim, Contender, Lifetime, NodeName, Place};
 use super::path::{LockPath, NodePath};
 use super::queue::Queue;
 
@@ -34,9 +35,19 @@ pub trait Store {
     /// sessions.
     async fn gone(&self, lock: &LockPath, name: &NodeName) -> Result<(), StoreError>;
 
-    /// Returns once the store cannot vouch for our lock any longer; for a persistent node, once the node itself is gone.
-    async fn lost(&self, lock: &LockPath, name: &NodeName) -> Result<(), StoreError> {
-        self.gone(lock, name).await
+    /// Returns once the store cannot vouch for our lock any longer; for a persistent node, once the node itself is gone; for
+    /// one that is bound to a session, its notice before that session can have expired.
+    ///
+    /// `tell` hears of a doubt that may pass: we stood still (stopped, or asleep) for longer than the session can wait for us,
+    /// and nobody knows yet whether it did.
+    async fn lost(
+        &self,
+        lock: &LockPath,
+        name: &NodeName,
+        _lifetime: Lifetime,
+        _tell: &mut dyn FnMut(Doubt),
+    ) -> Result<Loss, StoreError> {
+        self.gone(lock, name).await.map(|()| Loss::Removed)
     }
 
     /// Removes a node once, retried until the store confirmed it or the release timeout is over.
@@ -56,6 +67,22 @@ pub trait Store {
 pub enum Entry {
     In(Place),
     GaveUp,
+}
+
+/// How a lock was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// The node is gone: somebody removed it.
+    Removed,
+    /// The session could not be confirmed. It can have expired after this time, not before.
+    Expiring(Duration),
+}
+
+/// Whether our lock may have been lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doubt {
+    Arisen,
+    Dispelled,
 }
 
 /// What a removal must find.

@@ -174,7 +174,7 @@ impl Directory {
         }
         let name = NodeName::parse(&name).expect("it is made of a mark and ten digits");
         match claim.lifetime {
-            Lifetime::Spawned => self.held.borrow_mut().push((name.clone(), Rc::new(file))),
+            Lifetime::Spawned | Lifetime::Session { .. } => self.held.borrow_mut().push((name.clone(), Rc::new(file))),
             Lifetime::Explicit => {}
         }
         Ok(Place { name, token })
@@ -406,7 +406,7 @@ fn next_sequence(names: &[String]) -> Sequence {
 
 fn mode_of(lifetime: Lifetime) -> u32 {
     match lifetime {
-        Lifetime::Spawned => 0o666 | libc::S_ISVTX,
+        Lifetime::Spawned | Lifetime::Session { .. } => 0o666 | libc::S_ISVTX,
         Lifetime::Explicit => 0o666,
     }
 }
@@ -417,7 +417,7 @@ fn is_marked(mode: u32) -> bool {
 
 fn fill(mut file: &File, claim: &Claim) -> Result<(), Errno> {
     let stat = fstat(file.as_fd())?;
-    if is_marked(stat.st_mode) != (claim.lifetime == Lifetime::Spawned) {
+    if is_marked(stat.st_mode) == (claim.lifetime == Lifetime::Explicit) {
         // A file system without modes.
         return Err(Errno::EOPNOTSUPP);
     }

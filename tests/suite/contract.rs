@@ -9,8 +9,8 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use syncd_spawn::lock::{
-    AbsolutePath, AcquireError, Claim, Contender, Entry, Expected, Happening, Identifier, Lifetime, Limit, LockPath, Mode,
-    NodeName, Patience, Place, Queue, Reading, Removal, Store, StoreError, acquire,
+    AbsolutePath, AcquireError, Claim, Contender, Entry, Expected, Happening, Identifier, Lifetime, Limit, LockPath, Loss,
+    Mode, NodeName, Patience, Place, Queue, Reading, Removal, Store, StoreError, acquire,
 };
 use syncd_spawn::store::{Directory, Memory, Root, Servers, ZooKeeper};
 use tokio::runtime::Builder;
@@ -175,6 +175,10 @@ async fn leave(store: &impl Store, lock: &LockPath, name: &NodeName) {
 }
 
 /// Everybody in the lock's directory; nobody where it is missing.
+async fn lost(store: &impl Store, lock: &LockPath, name: &NodeName) -> Result<Loss, StoreError> {
+    store.lost(lock, name, Lifetime::Spawned, &mut |doubt| panic!("{doubt:?}")).await
+}
+
 async fn queue(store: &impl Store, lock: &LockPath) -> Vec<NodeName> {
     match store.contenders(lock).await {
         Ok(queue) => queue.contenders().to_vec(),
@@ -417,7 +421,7 @@ async fn lost_waits_while_our_node_is_there_and_returns_when_it_is_removed(site:
     let (ours, theirs) = (site.open().await, site.open().await);
     let lock = path("/lost");
     let place = enter(&ours, &lock, &claim(Mode::Lock)).await;
-    let mut lost = pin!(ours.lost(&lock, &place.name));
+    let mut told = pin!(lost(&ours, &lock, &place.name));
     let bustle = async {
         for _ in 0..5 {
             let other = enter(&theirs, &lock, &claim(Mode::Write)).await;
@@ -427,11 +431,11 @@ async fn lost_waits_while_our_node_is_there_and_returns_when_it_is_removed(site:
     };
     tokio::select! {
         biased;
-        lost = &mut lost => panic!("it is there: {lost:?}"),
+        told = &mut told => panic!("it is there: {told:?}"),
         () = bustle => {}
     }
-    let (lost, ()) = tokio::join!(timeout(AT_ONCE, lost), leave(&theirs, &lock, &place.name));
-    lost.expect("it is woken").unwrap();
+    let (told, ()) = tokio::join!(timeout(AT_ONCE, told), leave(&theirs, &lock, &place.name));
+    assert_eq!(told.expect("it is woken").unwrap(), Loss::Removed);
 }
 
 async fn what_only_reads_may_be_dropped_at_any_point(site: &impl Site) {
@@ -461,7 +465,7 @@ async fn what_only_reads_may_be_dropped_at_any_point(site: &impl Site) {
             abandon(polls, ours.gone(&lock, name)).await;
             abandon(polls, ours.contenders(&lock)).await;
             abandon(polls, ours.read(&lock, &names)).await;
-            abandon(polls, ours.lost(&lock, &first)).await;
+            abandon(polls, lost(&ours, &lock, &first)).await;
         }
     }
     for store in [&ours, &theirs] {
@@ -524,10 +528,10 @@ async fn gone_and_lost_notice_an_operator(site: &impl Outside) {
         tokio::task::yield_now().await;
         apart(|| site.bench().remove(&lock.node(&name).to_string()));
     };
-    let (gone, lost, ()) =
-        tokio::join!(timeout(AT_ONCE, theirs.gone(&lock, &name)), timeout(AT_ONCE, ours.lost(&lock, &name)), remove);
+    let (gone, told, ()) =
+        tokio::join!(timeout(AT_ONCE, theirs.gone(&lock, &name)), timeout(AT_ONCE, lost(&ours, &lock, &name)), remove);
     gone.expect("it is woken").unwrap();
-    lost.expect("it is woken").unwrap();
+    told.expect("it is woken").unwrap();
     assert_eq!(ours.leave(&lock, &name, Expected::Anything).await.unwrap(), Removal::Missing);
 }
 
