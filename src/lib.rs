@@ -11,6 +11,7 @@ pub mod command;
 pub mod error;
 pub mod exit;
 pub mod lock;
+mod planted;
 pub mod report;
 pub mod store;
 pub mod supervise;

@@ -54,11 +54,11 @@ pub async fn run(request: Request, signals: Signals) -> Result<exit::Result, Err
                 Unless::Done(store) => store?,
                 Unless::AskedToEnd(signal) => return Ok(exit::Result::Interrupted(signal)),
             };
-            let result = act(&store, action, limit, &mut context).await;
+            let result = Box::pin(act(&store, action, limit, &mut context)).await;
             store.close().await;
             result
         }
-        Address::Directory { root, chroot } => act(&Directory::new(root, chroot), action, limit, &mut context).await,
+        Address::Directory { root, chroot } => Box::pin(act(&Directory::new(root, chroot), action, limit, &mut context)).await,
     }
 }
 

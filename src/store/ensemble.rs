@@ -28,6 +28,9 @@ pub trait Ensemble {
 
     /// For pauses that differ from everybody else's.
     fn random(&self) -> u128;
+
+    /// The time since some moment, which goes on while we stand still or the machine sleeps.
+    fn clock(&self) -> Duration;
 }
 
 /// One connection to one server. Dropped, it is abandoned: the session may be resumed elsewhere.
@@ -48,8 +51,11 @@ pub trait Session {
     /// Whether the connection is known to be lost.
     fn is_over(&self) -> bool;
 
-    /// Creates a persistent node whose name is the last part of `prefix` and the next number of its directory.
-    async fn create(&self, prefix: &str, data: &[u8]) -> Result<Created, Failure>;
+    /// How long the servers keep the session without hearing of us.
+    fn timeout(&self) -> Duration;
+
+    /// Creates a node whose name is the last part of `prefix` and the next number of its directory.
+    async fn create(&self, prefix: &str, data: &[u8], lasting: Lasting) -> Result<Created, Failure>;
 
     /// Creates a directory and what is missing above it; one that is there is no error.
     async fn make_directory(&self, path: &str) -> Result<(), Failure>;
@@ -69,8 +75,8 @@ pub trait Session {
     /// Returns once something became of the node, or at once if it is not there.
     async fn watch(&self, path: &str) -> Result<Watched, Failure>;
 
-    /// Closes the session, as far as that takes no time worth waiting for.
-    async fn close(self);
+    /// Closes the session; says whether the servers confirmed it in this time. Nothing of a session can happen that has ended.
+    async fn close(self, within: Duration) -> bool;
 }
 
 /// The name that the servers give a session, never used twice.
@@ -81,6 +87,14 @@ impl fmt::Display for SessionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:#x}", self.0)
     }
+}
+
+/// How long a node lasts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lasting {
+    Persistent,
+    /// As long as the session that made it.
+    Ephemeral,
 }
 
 /// What a create made.

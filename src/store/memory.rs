@@ -1,100 +1,257 @@
-//! Queues in memory, for tests: everybody who has a clone of it contends with the others.
+//! An ensemble in memory, for tests: the same recipe as on ZooKeeper, and every fault that a real ensemble can have.
+//!
+//! It lives on tokio's clock, so on a paused one an hour of faults takes a moment; and by its seed every run of it can be
+//! repeated, as long as whoever uses it does the same.
 
-use std::cell::RefCell;
-use std::collections::HashMap;
-use std::future::Future;
-use std::rc::Rc;
-use std::time::SystemTime;
+mod random;
+mod servers;
+mod tree;
 
-use tokio::sync::watch;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
 
-use crate::lock::{
-    Claim, Contender, Entry, Expected, FencingToken, LockPath, NodeName, Place, Queue, Reading, Removal, Sequence, Store,
-    StoreError,
-};
+use tokio::sync::{Notify, oneshot};
+use tokio::time::{Instant, sleep_until, timeout};
 
-/// A place that lasts as long as the last of its clones.
+pub use self::random::Random;
+use self::servers::{Answer, Request};
+pub use self::servers::{ConnectionId, Faults, Servers as MemoryServers};
+use super::ensemble::{Created, Ensemble, Failure, Lasting, Node, OpenError, Refusal, Session, SessionId, Stat, Watched};
+use super::recipe::Recipe;
+use super::servers::{Server, Servers};
+use crate::lock::{AbsolutePath, Limit, LockPath, StoreError};
+
+/// The queues of an ensemble in memory.
+pub type Memory = Recipe<MemoryEnsemble>;
+
+const SESSION_TIMEOUT: Duration = Duration::from_secs(30);
+/// Nobody waits for anything: it is there, or it comes with an event.
+const SOON: Duration = Duration::from_hours(1);
+
+/// One client of it; a clone is another client of the same.
 #[derive(Clone)]
-pub struct Memory {
-    locks: Rc<RefCell<HashMap<LockPath, Lock>>>,
-    /// The last fencing token; whoever waits for a change listens here.
-    changes: watch::Sender<u64>,
+pub struct MemoryEnsemble {
+    shared: Arc<Shared>,
+    addresses: Servers,
+    client: u64,
 }
 
-#[derive(Default)]
-struct Lock {
-    entered: i64,
-    contenders: Vec<(NodeName, Contender)>,
+struct Shared {
+    servers: Mutex<servers::Servers>,
+    /// There may be something that happens earlier than was thought.
+    changed: Notify,
+    is_driven: AtomicBool,
 }
 
-impl Default for Memory {
-    fn default() -> Memory {
-        Memory { locks: Rc::default(), changes: watch::Sender::new(0) }
+impl Default for MemoryEnsemble {
+    fn default() -> MemoryEnsemble {
+        MemoryEnsemble::new(1, Random(0), Faults::default())
     }
 }
 
-impl Memory {
+impl MemoryEnsemble {
+    /// So many servers, with these faults. Needs a runtime.
+    pub fn new(count: u16, random: Random, faults: Faults) -> MemoryEnsemble {
+        let server = |number| Server { host: format!("memory{number}"), port: 1 };
+        let addresses = Servers { servers: (0..count).map(server).collect(), chroot: None };
+        let servers = Mutex::new(servers::Servers::new(usize::from(count), SESSION_TIMEOUT, random, faults));
+        let shared = Arc::new(Shared { servers, changed: Notify::new(), is_driven: AtomicBool::new(false) });
+        MemoryEnsemble { shared, addresses, client: 0 }
+    }
+
+    /// The same ensemble, seen by another client.
+    #[must_use]
+    pub fn seen_by(&self, client: u64) -> MemoryEnsemble {
+        MemoryEnsemble { client, ..self.clone() }
+    }
+
+    /// How many servers there are.
+    pub fn server_count(&self) -> usize {
+        self.addresses.servers.len()
+    }
+
+    /// Looks at the servers, or does something to them.
+    pub fn at_the_servers<T>(&self, work: impl FnOnce(&mut MemoryServers) -> T) -> T {
+        self.shared.with(work)
+    }
+
+    /// Whoever comes to it contends below the same root.
+    #[allow(clippy::missing_panics_doc, reason = "the path is a good one")]
+    pub async fn connect(&self, limit: Limit, release_timeout: Duration) -> Result<Memory, StoreError> {
+        let root = AbsolutePath::parse("/memory").expect("a path");
+        Recipe::open(self.clone(), root, limit, release_timeout).await
+    }
+
     /// Deletes a lock's directory and everybody in it, as an operator would.
     pub fn delete(&self, lock: &LockPath) {
-        self.locks.borrow_mut().remove(lock);
-        self.changes.send_modify(|_| {});
-    }
-
-    fn find<T>(&self, lock: &LockPath, name: &NodeName, found: impl FnOnce(&Contender) -> T) -> Option<T> {
-        let locks = self.locks.borrow();
-        locks.get(lock)?.contenders.iter().find(|(there, _)| there == name).map(|(_, contender)| found(contender))
+        let directory = format!("/memory{lock}");
+        self.shared.with(|servers| {
+            for name in servers.children(&directory) {
+                servers.remove(&format!("{directory}/{name}"));
+            }
+            servers.remove(&directory);
+        });
     }
 }
 
-impl Store for Memory {
-    async fn enter(&self, lock: &LockPath, claim: &Claim, give_up: impl Future<Output = ()>) -> Result<Entry, StoreError> {
+impl Shared {
+    fn with<T>(self: &Arc<Self>, work: impl FnOnce(&mut servers::Servers) -> T) -> T {
+        if !self.is_driven.swap(true, Ordering::Relaxed) {
+            tokio::spawn(drive(Arc::downgrade(self)));
+        }
+        let mut servers = self.servers.lock().expect("not poisoned");
+        let result = work(&mut servers);
+        servers.advance();
+        drop(servers);
+        self.changed.notify_one();
+        result
+    }
+}
+
+/// Has things happen when their time has come.
+async fn drive(shared: Weak<Shared>) {
+    while let Some(shared) = shared.upgrade() {
+        let next = shared.servers.lock().expect("not poisoned").advance();
+        let next = next.unwrap_or_else(|| Instant::now() + SOON);
         tokio::select! {
             biased;
-            () = give_up => return Ok(Entry::GaveUp),
-            () = std::future::ready(()) => {}
-        }
-        let mut locks = self.locks.borrow_mut();
-        let lock = locks.entry(lock.clone()).or_default();
-        let name = format!("{}{}", claim.prefix(), Sequence::new(lock.entered));
-        let name = NodeName::parse(&name).expect("it is made of a mark and ten digits");
-        lock.entered += 1;
-        let contender = Contender { identifier: claim.identifier.clone(), since: SystemTime::now(), version: 0 };
-        lock.contenders.push((name.clone(), contender));
-        self.changes.send_modify(|last| *last += 1);
-        Ok(Entry::In(Place { name, token: FencingToken(*self.changes.borrow()) }))
-    }
-
-    async fn contenders(&self, lock: &LockPath) -> Result<Queue, StoreError> {
-        match self.locks.borrow().get(lock) {
-            Some(lock) => Ok(Queue::new(lock.contenders.iter().map(|(name, _)| name.as_str()))),
-            None => Err(StoreError::NoLock(lock.clone())),
+            () = shared.changed.notified() => {}
+            () = sleep_until(next) => {}
         }
     }
+}
 
-    async fn read(&self, lock: &LockPath, names: &[NodeName]) -> Result<Vec<Reading>, StoreError> {
-        let read = |name| self.find(lock, name, Clone::clone).map_or(Reading::Missing, Reading::There);
-        Ok(names.iter().map(read).collect())
+impl Ensemble for MemoryEnsemble {
+    type Session = MemorySession;
+
+    fn servers(&self) -> &Servers {
+        &self.addresses
     }
 
-    async fn gone(&self, lock: &LockPath, name: &NodeName) -> Result<(), StoreError> {
-        let mut changes = self.changes.subscribe();
-        while self.find(lock, name, |_| ()).is_some() {
-            changes.changed().await.expect("the sender is ours");
-        }
-        Ok(())
-    }
-
-    async fn leave(&self, lock: &LockPath, name: &NodeName, expected: Expected) -> Result<Removal, StoreError> {
-        match (self.find(lock, name, |contender| contender.version), expected) {
-            (None, _) => Ok(Removal::Missing),
-            (Some(version), Expected::Version(expected)) if version != expected => Ok(Removal::Changed),
-            (Some(_), Expected::Anything | Expected::Version(_)) => {
-                if let Some(lock) = self.locks.borrow_mut().get_mut(lock) {
-                    lock.contenders.retain(|(there, _)| there != name);
-                }
-                self.changes.send_modify(|_| {});
-                Ok(Removal::Removed)
+    async fn open(&self, server: &Server, resume: Option<&SessionId>, within: Duration) -> Result<MemorySession, OpenError> {
+        let number = self.addresses.servers.iter().position(|known| known == server).expect("one of ours");
+        let (opened, opening) = oneshot::channel();
+        self.shared.with(|servers| servers.open(self.client, number, resume.copied(), opened));
+        match timeout(within, opening).await {
+            Ok(Ok(Some((connection, id)))) => {
+                Ok(MemorySession { shared: Arc::clone(&self.shared), server: server.clone(), connection, id })
             }
+            Ok(Ok(None)) => Err(OpenError::Expired),
+            Ok(Err(_)) => Err(OpenError::Failed("connection refused".to_owned())),
+            Err(_) => Err(OpenError::Failed("no answer".to_owned())),
         }
     }
+
+    fn random(&self) -> u128 {
+        u128::from(self.shared.servers.lock().expect("not poisoned").random.number())
+    }
+
+    fn clock(&self) -> Duration {
+        self.shared.servers.lock().expect("not poisoned").clock()
+    }
+}
+
+/// One connection to one server in memory.
+pub struct MemorySession {
+    shared: Arc<Shared>,
+    server: Server,
+    connection: ConnectionId,
+    id: SessionId,
+}
+
+impl MemorySession {
+    async fn call(&self, request: Request) -> Result<Answer, Failure> {
+        let (reply, answer) = oneshot::channel();
+        self.shared.with(|servers| servers.send(self.connection, request, reply));
+        match answer.await {
+            Ok(answer) => answer.map_err(Failure::Said),
+            Err(_) => Err(Failure::InDoubt("the connection was lost".to_owned())),
+        }
+    }
+}
+
+impl Drop for MemorySession {
+    fn drop(&mut self) {
+        self.shared.servers.lock().expect("not poisoned").abandon(self.connection);
+    }
+}
+
+impl Session for MemorySession {
+    type Key = SessionId;
+
+    fn id(&self) -> SessionId {
+        self.id
+    }
+
+    fn key(&self) -> SessionId {
+        self.id
+    }
+
+    fn server(&self) -> &Server {
+        &self.server
+    }
+
+    fn is_over(&self) -> bool {
+        !self.shared.servers.lock().expect("not poisoned").is_open(self.connection)
+    }
+
+    fn timeout(&self) -> Duration {
+        SESSION_TIMEOUT
+    }
+
+    async fn create(&self, prefix: &str, data: &[u8], lasting: Lasting) -> Result<Created, Failure> {
+        match self.call(Request::Create { prefix: prefix.to_owned(), data: data.to_vec(), lasting }).await? {
+            Answer::Created(created) => Ok(created),
+            other => unexpected(&other),
+        }
+    }
+
+    async fn make_directory(&self, path: &str) -> Result<(), Failure> {
+        self.call(Request::MakeDirectory(path.to_owned())).await.map(drop)
+    }
+
+    async fn delete(&self, path: &str, version: Option<i32>) -> Result<(), Failure> {
+        self.call(Request::Delete { path: path.to_owned(), version }).await.map(drop)
+    }
+
+    async fn sync(&self, _path: &str) -> Result<(), Failure> {
+        self.call(Request::Sync).await.map(drop)
+    }
+
+    async fn children(&self, path: &str) -> Result<Vec<String>, Failure> {
+        match self.call(Request::Children(path.to_owned())).await? {
+            Answer::Children(names) => Ok(names),
+            other => unexpected(&other),
+        }
+    }
+
+    async fn stat(&self, path: &str) -> Result<Option<Stat>, Failure> {
+        match self.call(Request::Stat(path.to_owned())).await? {
+            Answer::Stat(stat) => Ok(stat),
+            other => unexpected(&other),
+        }
+    }
+
+    async fn read(&self, paths: Vec<String>) -> Result<Vec<Result<Node, Refusal>>, Failure> {
+        match self.call(Request::Read(paths)).await? {
+            Answer::Nodes(nodes) => Ok(nodes),
+            other => unexpected(&other),
+        }
+    }
+
+    async fn watch(&self, path: &str) -> Result<Watched, Failure> {
+        match self.call(Request::Watch(path.to_owned())).await? {
+            Answer::Watched(watched) => Ok(watched),
+            other => unexpected(&other),
+        }
+    }
+
+    async fn close(self, within: Duration) -> bool {
+        matches!(timeout(within, self.call(Request::Close)).await, Ok(Ok(_)))
+    }
+}
+
+fn unexpected(answer: &Answer) -> ! {
+    unreachable!("{answer:?} answers another question")
 }

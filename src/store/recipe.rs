@@ -7,7 +7,7 @@
 mod link;
 
 use std::cell::RefCell;
-use std::future::Future;
+use std::future::{Future, pending};
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
@@ -16,11 +16,12 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tracing::warn;
 
 use self::link::Link;
-use super::ensemble::{Ensemble, Failure, Node, Refusal, Session, SessionId, Stat, Watched};
+use super::ensemble::{Ensemble, Failure, Lasting, Node, Refusal, Session, SessionId, Stat, Watched};
 use crate::lock::{
     AbsolutePath, Claim, Contender, Entry, Expected, FencingToken, Identifier, Limit, LockPath, NodeName, Place, Queue,
     Reading, Removal, Store, StoreError,
 };
+use crate::planted::{Mistake, planted};
 
 /// How long the first connection may take where no limit was given; kazoo's.
 const FIRST_CONNECTION: Duration = Duration::from_secs(15);
@@ -108,7 +109,8 @@ impl<E: Ensemble> Recipe<E> {
     }
 
     async fn create(&self, session: &Rc<E::Session>, path: &str, data: &[u8]) -> Result<Place, Failure> {
-        let created = self.link.ask(session, session.create(path, data)).await?;
+        let created = self.link.ask(session, session.create(path, data, Lasting::Persistent)).await?;
+        self.link.is_up_to_date();
         if let Some(name) = created.path.rsplit_once('/').and_then(|(_, name)| NodeName::parse(name)) {
             return Ok(Place { name, token: FencingToken(created.zxid) });
         }
@@ -120,7 +122,8 @@ impl<E: Ensemble> Recipe<E> {
     /// Looks for nodes of ours behind a barrier, so that what the server has done is seen.
     async fn find(&self, session: &Rc<E::Session>, directory: &str, prefix: &str) -> Result<Vec<Place>, Failure> {
         let found = self.link.ask(session, async {
-            let (barrier, listing) = tokio::join!(session.sync(directory), session.children(directory));
+            let barrier = async { if planted(Mistake::LooksWithoutABarrier) { Ok(()) } else { session.sync(directory).await } };
+            let (barrier, listing) = tokio::join!(barrier, session.children(directory));
             barrier?;
             let names = match listing {
                 Ok(names) => names,
@@ -213,6 +216,7 @@ impl<E: Ensemble> Recipe<E> {
                 Err(Failure::Said(Refusal::NoNode)) => return Ok(Removal::Missing),
                 Err(Failure::Said(Refusal::BadVersion)) => return Ok(Removal::Changed),
                 Err(Failure::Said(refusal)) => return Err(not_removed(refusal.to_string())),
+                Err(Failure::InDoubt(_)) if planted(Mistake::DeletesOnlyOnce) => return Ok(Removal::Removed),
                 Err(Failure::InDoubt(_)) => in_doubt = true,
             }
         }
@@ -266,23 +270,27 @@ impl<E: Ensemble> Store for Recipe<E> {
                     } => session,
                 },
             };
-            match entering.in_doubt {
-                Some(sent_in) if sent_in != session.id() => {
+            if let Some(sent_in) = entering.in_doubt {
+                if sent_in == session.id() {
+                    match self.find(&session, &directory, &entering.claim.prefix()).await {
+                        Ok(found) => entering.place = found.into_iter().min_by_key(|place| place.name.sequence()),
+                        Err(Failure::InDoubt(_)) => continue,
+                        Err(Failure::Said(refusal)) => return Err(self.left(lock, &entering, refusal.to_string())),
+                    }
+                    // While the session belongs to the server that we asked, a create that another one still has is refused. Back
+                    // there it would not be, and a resume that comes late brings it back. So it ends with its session.
+                    if entering.place.is_none() && self.link.end(session).await.is_err() {
+                        continue;
+                    }
+                }
+                self.loosen(lock, entering.claim.prefix());
+                if entering.place.is_none() {
                     // The server ended that session, so the create can no longer land; but it may have landed (rule R3).
-                    self.loosen(lock, entering.claim.prefix());
                     entering.claim = entering.claim.renewed();
                 }
-                Some(_) => match self.find(&session, &directory, &entering.claim.prefix()).await {
-                    Ok(found) => {
-                        self.loosen(lock, entering.claim.prefix());
-                        entering.place = found.into_iter().min_by_key(|place| place.name.sequence());
-                    }
-                    Err(Failure::InDoubt(_)) => continue,
-                    Err(Failure::Said(refusal)) => return Err(self.left(lock, &entering, refusal.to_string())),
-                },
-                None => {}
+                entering.in_doubt = None;
+                continue;
             }
-            entering.in_doubt = None;
             let keep = entering.place.as_ref().map(|place| &place.name).filter(|_| end.is_none());
             match self.sweep(&session, lock, keep).await {
                 Ok(()) => {}
@@ -313,6 +321,7 @@ impl<E: Ensemble> Store for Recipe<E> {
                     }
                 }
                 Err(Failure::Said(refusal)) => end = refused(format!("to let us enter {directory}"), &refusal),
+                Err(Failure::InDoubt(_)) if planted(Mistake::CreatesBlindlyAgain) => {}
                 Err(Failure::InDoubt(cause)) => {
                     entering.in_doubt = Some(session.id());
                     entering.doubts += 1;
@@ -364,6 +373,7 @@ impl<E: Ensemble> Store for Recipe<E> {
             };
             match outcome {
                 Ok(Watched::Gone) => return Ok(()),
+                Err(Failure::InDoubt(_)) if planted(Mistake::MissesAWakeUp) => pending().await,
                 // Another event, or a lost connection: the watch is armed again.
                 Ok(Watched::There) | Err(Failure::InDoubt(_)) => {}
                 Err(Failure::Said(refusal)) => return Err(self.refused(format!("to watch {lock}"), &refusal)),

@@ -10,6 +10,7 @@ use std::pin::Pin;
 use std::thread;
 use std::time::{Duration, SystemTime};
 
+use nix::time::{ClockId, clock_gettime};
 use tokio::net::TcpStream;
 use tokio::runtime;
 use tokio::sync::{mpsc, oneshot};
@@ -19,14 +20,14 @@ use tracing::debug;
 use uuid::Uuid;
 use zookeeper_client::{Acls, Client, CreateMode, CreateOptions, Error, EventType, SessionInfo, SessionState};
 
-use super::ensemble::{self, Created, Failure, Node, OpenError, Refusal, SessionId, Stat, Watched};
+use super::ensemble::{self, Created, Failure, Lasting, Node, OpenError, Refusal, SessionId, Stat, Watched};
 use super::recipe::Recipe;
 use super::servers::{Server, Servers};
 use crate::lock::{AbsolutePath, Limit, StoreError};
 
 /// The longer it is the fewer pings are sent; nothing of ours ends with the session. Servers grant 40 s at most by default.
 const SESSION_TIMEOUT: Duration = Duration::from_secs(30);
-/// Closing is a courtesy: the server does the same when the session times out.
+/// For closing a session that nobody asked for.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 /// For finding out why a server could not be spoken to.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -35,7 +36,7 @@ const THREAD_NAME: &str = "zookeeper";
 
 enum Message {
     Ask(Request),
-    Close,
+    Close(Duration),
 }
 
 type Request = Box<dyn FnOnce(Client) -> Pin<Box<dyn Future<Output = ()>>> + Send>;
@@ -79,14 +80,14 @@ impl ensemble::Ensemble for Network {
                     Ok(runtime) => runtime,
                     Err(error) => return drop(opened.send(Err(OpenError::Failed(reason(&error))))),
                 };
-                runtime.block_on(serve(&address, resume, within, opened, inbox));
+                let how = runtime.block_on(serve(&address, resume, within, opened, inbox));
                 runtime.shutdown_background();
-                drop(end);
+                _ = end.send(how);
             })
             .map_err(|error| OpenError::Failed(format!("cannot start a thread: {error}")))?;
         // The thread keeps the time itself; this one is for a thread that hangs.
         match timeout(within + PROBE_TIMEOUT + PROBE_TIMEOUT, opening).await {
-            Ok(Ok(Ok(info))) => Ok(Session { messages, ended, info, server: server.clone() }),
+            Ok(Ok(Ok((info, timeout)))) => Ok(Session { messages, ended, info, timeout, server: server.clone() }),
             Ok(Ok(Err(error))) => Err(error),
             Ok(Err(_)) => Err(OpenError::Failed(
                 "the client ended unexpectedly (an answer that is no ZooKeeper's, or no descriptors left)".to_owned(),
@@ -98,13 +99,19 @@ impl ensemble::Ensemble for Network {
     fn random(&self) -> u128 {
         Uuid::new_v4().as_u128()
     }
+
+    fn clock(&self) -> Duration {
+        Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME).expect("Linux has it"))
+    }
 }
 
 /// A connection, and the thread that has it.
 pub struct Session {
     messages: mpsc::UnboundedSender<Message>,
-    ended: oneshot::Receiver<()>,
+    ended: oneshot::Receiver<End>,
     info: SessionInfo,
+    /// As the server granted it.
+    timeout: Duration,
     server: Server,
 }
 
@@ -150,9 +157,17 @@ impl ensemble::Session for Session {
         self.messages.is_closed()
     }
 
-    async fn create(&self, prefix: &str, data: &[u8]) -> Result<Created, Failure> {
+    fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    async fn create(&self, prefix: &str, data: &[u8], lasting: Lasting) -> Result<Created, Failure> {
         let (path, data) = (prefix.to_owned(), data.to_vec());
-        let options = CreateMode::PersistentSequential.with_acls(Acls::anyone_all());
+        let mode = match lasting {
+            Lasting::Persistent => CreateMode::PersistentSequential,
+            Lasting::Ephemeral => CreateMode::EphemeralSequential,
+        };
+        let options = mode.with_acls(Acls::anyone_all());
         self.call(async move |client: Client| {
             let (stat, sequence) = client.create(&path, &data, &options).await?;
             Ok(Created { path: format!("{path}{sequence}"), zxid: stat.czxid.cast_unsigned() })
@@ -218,9 +233,9 @@ impl ensemble::Session for Session {
         .await
     }
 
-    async fn close(self) {
-        _ = self.messages.send(Message::Close);
-        _ = timeout(CLOSE_TIMEOUT, self.ended).await;
+    async fn close(self, within: Duration) -> bool {
+        _ = self.messages.send(Message::Close(within));
+        matches!(timeout(within, self.ended).await, Ok(Ok(End::Closed)))
     }
 }
 
@@ -228,53 +243,54 @@ async fn serve(
     server: &Server,
     resume: Option<SessionInfo>,
     within: Duration,
-    opened: oneshot::Sender<Result<SessionInfo, OpenError>>,
+    opened: oneshot::Sender<Result<(SessionInfo, Duration), OpenError>>,
     mut inbox: mpsc::UnboundedReceiver<Message>,
-) {
+) -> End {
     let resumes = resume.is_some();
     let client = match connect(server, resume, within).await {
         Ok(client) => client,
         Err(error) => {
             _ = opened.send(Err(error));
-            return;
+            return End::Lost;
         }
     };
     let mut state = client.state_watcher();
-    let is_wanted = opened.send(Ok(client.session().clone())).is_ok();
+    let is_wanted = opened.send(Ok((client.session().clone(), client.session_timeout()))).is_ok();
     let requests = LocalSet::new();
     let conversation = requests.run_until(async {
         if !is_wanted {
-            return if resumes { End::Abandoned } else { End::Closed };
+            return if resumes { None } else { Some(CLOSE_TIMEOUT) };
         }
         loop {
             tokio::select! {
                 biased;
                 message = inbox.recv() => match message {
                     Some(Message::Ask(request)) => drop(tokio::task::spawn_local(request(client.clone()))),
-                    Some(Message::Close) => return End::Closed,
-                    None => return End::Abandoned,
+                    Some(Message::Close(within)) => return Some(within),
+                    None => return None,
                 },
                 state = state.changed() => if state != SessionState::SyncConnected {
                     debug!("connection to {server}: {state}");
-                    return End::Abandoned;
+                    return None;
                 },
             }
         }
     });
-    match conversation.await {
-        End::Abandoned => {}
-        End::Closed => {
-            drop(requests);
-            drop(client);
-            let closed = async { while !state.changed().await.is_terminated() {} };
-            _ = timeout(CLOSE_TIMEOUT, closed).await;
-        }
+    let Some(within) = conversation.await else { return End::Lost };
+    // The last client closes its session, and tells when that was answered. Whatever comes before tells of a lost connection.
+    drop(requests);
+    drop(client);
+    match timeout(within, state.changed()).await {
+        Ok(SessionState::Closed) => End::Closed,
+        Ok(_) | Err(_) => End::Lost,
     }
 }
 
+/// How a connection ended.
 enum End {
+    /// By the end of its session, which the server confirmed.
     Closed,
-    Abandoned,
+    Lost,
 }
 
 async fn connect(server: &Server, resume: Option<SessionInfo>, within: Duration) -> Result<Client, OpenError> {

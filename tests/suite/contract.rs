@@ -12,7 +12,7 @@ use syncd_spawn::lock::{
     AbsolutePath, AcquireError, Claim, Contender, Entry, Expected, Happening, Identifier, Lifetime, Limit, LockPath, Loss,
     Mode, NodeName, Patience, Place, Queue, Reading, Removal, Store, StoreError, acquire,
 };
-use syncd_spawn::store::{Directory, Memory, Root, Servers, ZooKeeper};
+use syncd_spawn::store::{Directory, Memory, MemoryEnsemble, Root, Servers, ZooKeeper};
 use tokio::runtime::Builder;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -69,15 +69,15 @@ impl Site for OnDirectory {
     }
 }
 
-impl Site for Memory {
+impl Site for MemoryEnsemble {
     type Store = Memory;
 
     async fn open(&self) -> Memory {
-        self.clone()
+        self.connect(Limit::Never, LIMIT).await.unwrap()
     }
 
     fn delete(&self, lock: &LockPath) {
-        Memory::delete(self, lock);
+        MemoryEnsemble::delete(self, lock);
     }
 }
 
@@ -121,7 +121,7 @@ macro_rules! promises {
             $(#[test] fn $outside() { super::run(super::$outside(&OnDirectory(Bench::directory()))); })+
         }
         mod on_memory {
-            $(#[test] fn $name() { super::run(super::$name(&super::Memory::default())); })+
+            $(#[test] fn $name() { super::run(super::$name(&super::MemoryEnsemble::default())); })+
         }
     };
 }
@@ -563,7 +563,6 @@ enum Verb {
 }
 
 /// A store that lists more than it has, and refuses one thing.
-#[derive(Default)]
 struct Odd {
     memory: Memory,
     listed_too: Vec<&'static str>,
@@ -571,6 +570,10 @@ struct Odd {
 }
 
 impl Odd {
+    async fn new(listed_too: &[&'static str], refused: Option<Verb>) -> Odd {
+        Odd { memory: memory().await, listed_too: listed_too.to_vec(), refused }
+    }
+
     fn may(&self, verb: Verb) -> Result<(), StoreError> {
         match self.refused == Some(verb) {
             true => Err(StoreError::Refused { place: "memory".to_owned(), what: "it".to_owned(), cause: "odd".to_owned() }),
@@ -660,6 +663,10 @@ impl<'a, S: Store> Attempt<'a, S> {
     }
 }
 
+async fn memory() -> Memory {
+    MemoryEnsemble::default().open().await
+}
+
 /// In a time that passes only where everybody waits for it.
 fn run_timeless(test: impl Future<Output = ()>) {
     Builder::new_current_thread().enable_time().start_paused(true).build().unwrap().block_on(test);
@@ -673,7 +680,7 @@ async fn holds(store: &impl Store, lock: &LockPath, identifier: &str) -> NodeNam
 #[test]
 fn a_free_lock_is_ours_at_once_whatever_the_limit() {
     run_timeless(async {
-        let (store, lock) = (Memory::default(), path("/l"));
+        let (store, lock) = (memory().await, path("/l"));
         for attempt in
             [Attempt::at(&store, &lock), Attempt::once(&store, &lock), Attempt::within(&store, &lock, Duration::from_millis(1))]
         {
@@ -687,7 +694,7 @@ fn a_free_lock_is_ours_at_once_whatever_the_limit() {
 #[test]
 fn one_look_is_over_at_once_behind_somebody_and_leaves_nothing() {
     run_timeless(async {
-        let (store, lock) = (Memory::default(), path("/l"));
+        let (store, lock) = (memory().await, path("/l"));
         let holder = holds(&store, &lock, "holder").await;
         let attempt = Attempt::once(&store, &lock);
         let error = attempt.acquires().await.unwrap_err();
@@ -701,7 +708,7 @@ fn one_look_is_over_at_once_behind_somebody_and_leaves_nothing() {
 #[test]
 fn a_limit_ends_the_wait_when_it_is_reached_and_leaves_nothing() {
     run_timeless(async {
-        let (store, lock) = (Memory::default(), path("/l"));
+        let (store, lock) = (memory().await, path("/l"));
         let holder = holds(&store, &lock, "holder").await;
         let attempt = Attempt::within(&store, &lock, Duration::from_millis(2500));
         let error = attempt.acquires().await.unwrap_err();
@@ -715,7 +722,7 @@ fn a_limit_ends_the_wait_when_it_is_reached_and_leaves_nothing() {
 #[test]
 fn a_limit_that_has_passed_before_leaves_nothing_either() {
     run_timeless(async {
-        let (store, lock) = (Memory::default(), path("/l"));
+        let (store, lock) = (memory().await, path("/l"));
         let error = Attempt::within(&store, &lock, Duration::ZERO).acquires().await.unwrap_err();
         assert!(matches!(error, AcquireError::TimedOut { behind: None, .. }), "{error}");
         let once = Attempt { limit: Limit::Once(Instant::now()), ..Attempt::at(&store, &lock) };
@@ -730,7 +737,7 @@ fn without_a_limit_we_wait_for_a_day_and_longer() {
     run_timeless(async {
         /// Between two reports, so that their order does not matter.
         const LONG: Duration = Duration::from_millis(24 * 3600 * 1000 + 500);
-        let (store, lock) = (Memory::default(), path("/l"));
+        let (store, lock) = (memory().await, path("/l"));
         let holder = holds(&store, &lock, "holder").await;
         let attempt = Attempt { around: &[nobody()], ..Attempt::at(&store, &lock) };
         let (place, ()) = tokio::join!(attempt.acquires(), async {
@@ -746,7 +753,7 @@ fn without_a_limit_we_wait_for_a_day_and_longer() {
 #[test]
 fn whoever_is_stopped_leaves_nothing() {
     run_timeless(async {
-        let (store, lock) = (Memory::default(), path("/l"));
+        let (store, lock) = (memory().await, path("/l"));
         let holder = holds(&store, &lock, "holder").await;
         for millis in [0, 1, 1500] {
             let attempt = Attempt::within(&store, &lock, Duration::from_secs(2));
@@ -761,7 +768,7 @@ fn whoever_is_stopped_leaves_nothing() {
 #[test]
 fn whoever_is_evicted_queues_again_at_the_end_under_a_new_name() {
     run_timeless(async {
-        let (store, lock) = (Memory::default(), path("/l"));
+        let (store, lock) = (memory().await, path("/l"));
         let holder = holds(&store, &lock, "holder").await;
         let attempt = Attempt::at(&store, &lock);
         let mut names = HashSet::new();
@@ -792,12 +799,13 @@ fn whoever_is_evicted_queues_again_at_the_end_under_a_new_name() {
 #[test]
 fn whoever_loses_the_whole_directory_queues_again() {
     run_timeless(async {
-        let (store, lock) = (Memory::default(), path("/l"));
+        let (ensemble, lock) = (MemoryEnsemble::default(), path("/l"));
+        let store = ensemble.open().await;
         holds(&store, &lock, "holder").await;
         let attempt = Attempt::at(&store, &lock);
         let (place, ()) = tokio::join!(attempt.acquires(), async {
             sleep(Duration::from_millis(1)).await;
-            store.delete(&lock);
+            ensemble.delete(&lock);
         });
         assert_eq!(queue(&store, &lock).await, [place.unwrap().name]);
         assert_eq!(attempt.told().last().unwrap().1, "evicted 1");
@@ -807,7 +815,7 @@ fn whoever_loses_the_whole_directory_queues_again() {
 #[test]
 fn a_predecessor_is_told_at_once_when_it_changes_and_at_every_tick() {
     run_timeless(async {
-        let (store, lock) = (Memory::default(), path("/l"));
+        let (store, lock) = (memory().await, path("/l"));
         let holder = holds(&store, &lock, "holder").await;
         let next = holds(&store, &lock, "next").await;
         let attempt = Attempt::at(&store, &lock);
@@ -828,7 +836,7 @@ fn a_predecessor_is_told_at_once_when_it_changes_and_at_every_tick() {
 #[test]
 fn what_a_run_around_us_holds_is_not_waited_for() {
     run_timeless(async {
-        let (store, lock) = (Memory::default(), path("/l"));
+        let (store, lock) = (memory().await, path("/l"));
         let outer = holds(&store, &lock, "outer").await;
         let middle = holds(&store, &lock, "somebody").await;
         for limit in [Limit::Never, Limit::Once(Instant::now() + LIMIT), Limit::At(Instant::now() + LIMIT)] {
@@ -846,7 +854,7 @@ fn what_a_run_around_us_holds_is_not_waited_for() {
 fn where_the_numbers_are_used_up_nobody_enters() {
     run_timeless(async {
         let lock = path("/l");
-        let store = Odd { listed_too: vec!["x__rlock__-2147483648"], ..Odd::default() };
+        let store = Odd::new(&["x__rlock__-2147483648"], None).await;
         let error = Attempt::at(&store, &lock).acquires().await.unwrap_err();
         assert!(matches!(&error, AcquireError::UsedUp(named) if *named == lock), "{error}");
         assert_eq!(queue(&store.memory, &lock).await, []);
@@ -858,7 +866,7 @@ fn a_store_that_refuses_to_tell_is_an_error_that_leaves_nothing() {
     run_timeless(async {
         let lock = path("/l");
         for verb in [Verb::Contenders, Verb::Gone] {
-            let store = Odd { refused: Some(verb), ..Odd::default() };
+            let store = Odd::new(&[], Some(verb)).await;
             let holder = holds(&store, &lock, "holder").await;
             let error = Attempt::at(&store, &lock).acquires().await.unwrap_err();
             assert!(matches!(error, AcquireError::Store(StoreError::Refused { .. })), "{error}");
@@ -871,7 +879,7 @@ fn a_store_that_refuses_to_tell_is_an_error_that_leaves_nothing() {
 fn what_cannot_be_taken_out_again_is_told() {
     run_timeless(async {
         let lock = path("/l");
-        let store = Odd { refused: Some(Verb::Leave), ..Odd::default() };
+        let store = Odd::new(&[], Some(Verb::Leave)).await;
         holds(&store, &lock, "holder").await;
         let attempt = Attempt::once(&store, &lock);
         assert!(matches!(attempt.acquires().await, Err(AcquireError::TimedOut { .. })));

@@ -10,6 +10,7 @@ use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
+use crate::planted::{Mistake, planted};
 use crate::store::ensemble::{Ensemble, Failure, OpenError, Refusal, Session};
 
 /// How long a server may take to give us a session, where another could be tried instead, and where not.
@@ -17,6 +18,8 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(2);
 const OPEN_TIMEOUT_ALONE: Duration = Duration::from_secs(8);
 /// An answer that takes longer is taken for lost.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(8);
+/// Closing is a courtesy in the end: the server does the same when the session times out.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 /// Between two attempts; none is made after a connection that was good for something.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -30,6 +33,8 @@ pub struct Link<E: Ensemble> {
     is_answered: Cell<bool>,
     /// Whether a person was told that there is no connection.
     is_told: Cell<bool>,
+    /// Whether our server may not have seen yet what others were told before we came.
+    may_be_behind: Cell<bool>,
 }
 
 /// The session as far as we know it.
@@ -43,8 +48,8 @@ struct State<S: Session> {
 impl<E: Ensemble> Link<E> {
     pub fn new(ensemble: E) -> Link<E> {
         let state = Mutex::new(State { session: None, resume: None, pause: Duration::ZERO });
-        let (is_answered, is_told) = (Cell::new(true), Cell::new(false));
-        Link { ensemble, state, trouble: RefCell::default(), is_answered, is_told }
+        let (is_answered, is_told, may_be_behind) = (Cell::new(true), Cell::new(false), Cell::new(true));
+        Link { ensemble, state, trouble: RefCell::default(), is_answered, is_told, may_be_behind }
     }
 
     pub fn place(&self) -> String {
@@ -64,7 +69,7 @@ impl<E: Ensemble> Link<E> {
         if let Some(session) = self.state.into_inner().session
             && let Ok(session) = Rc::try_unwrap(session)
         {
-            session.close().await;
+            session.close(CLOSE_TIMEOUT).await;
         }
     }
 
@@ -122,13 +127,16 @@ impl<E: Ensemble> Link<E> {
             let cause = match opened {
                 Ok(session) => {
                     debug!("session {} at {server}", session.id());
-                    if resumes {
-                        // We may have come to a server that has seen less than we have; reads behind a sync are not stale.
-                        _ = timeout(within, session.sync("/")).await;
-                    }
                     state.resume = Some(session.key());
-                    state.session = Some(Rc::new(session));
-                    return;
+                    let caught_up = if resumes { catch_up(&session, within).await } else { Ok(()) };
+                    match caught_up {
+                        Ok(()) => {
+                            self.may_be_behind.set(!resumes);
+                            state.session = Some(Rc::new(session));
+                            return;
+                        }
+                        Err(cause) => cause,
+                    }
                 }
                 Err(OpenError::Expired) => "no session to be had".to_owned(),
                 Err(OpenError::Failed(cause)) => cause,
@@ -160,16 +168,45 @@ impl<E: Ensemble> Link<E> {
         answer
     }
 
-    /// Asks for something that changes nothing, again and again until it is answered.
+    /// Asks for something that changes nothing, again and again until it is answered. In a session in which nothing was
+    /// written yet it is asked behind a barrier, in the same flight: whoever has just been told of a node must find it.
     pub async fn look<T>(&self, request: impl AsyncFn(&E::Session) -> Result<T, Failure>) -> Result<T, Refusal> {
         loop {
             let session = self.session().await;
-            match self.ask(&session, request(&session)).await {
+            let asked = async {
+                if !self.may_be_behind.get() {
+                    return request(&session).await;
+                }
+                let (barrier, answer) = tokio::join!(session.sync("/"), request(&session));
+                barrier?;
+                self.may_be_behind.set(false);
+                answer
+            };
+            match self.ask(&session, asked).await {
                 Ok(value) => return Ok(value),
                 Err(Failure::Said(refusal)) => return Err(refusal),
                 Err(Failure::InDoubt(_)) => {}
             }
         }
+    }
+
+    /// Ends a session, so that nothing that was sent in it and never answered can happen any more. In doubt it may yet be
+    /// there, and is resumed.
+    pub async fn end(&self, session: Rc<E::Session>) -> Result<(), Failure> {
+        let mut state = self.state.lock().await;
+        state.session.take_if(|current| Rc::ptr_eq(current, &session));
+        if let Ok(session) = Rc::try_unwrap(session)
+            && session.close(OPEN_TIMEOUT).await
+        {
+            state.resume = None;
+            return Ok(());
+        }
+        Err(Failure::InDoubt("it was not confirmed that our session has ended".to_owned()))
+    }
+
+    /// Our server has answered a write, so it has seen everything before that.
+    pub fn is_up_to_date(&self) {
+        self.may_be_behind.set(false);
     }
 
     /// Has the next request go by a new connection.
@@ -183,5 +220,18 @@ impl<E: Ensemble> Link<E> {
     fn jittered(&self, pause: Duration) -> Duration {
         let share = (self.ensemble.random() % 1000) as u32;
         pause / 2 + pause / 2 * share / 1000
+    }
+}
+
+/// We may have come to a server that has seen less than we have. Behind a sync it has seen all that; a server that does not
+/// answer one would show us an old queue, without ourselves.
+async fn catch_up<S: Session>(session: &S, within: Duration) -> Result<(), String> {
+    if planted(Mistake::LooksWithoutABarrier) {
+        return Ok(());
+    }
+    match timeout(within, session.sync("/")).await {
+        Ok(Ok(()) | Err(Failure::Said(_))) => Ok(()),
+        Ok(Err(Failure::InDoubt(cause))) => Err(cause),
+        Err(_) => Err("it is behind the others".to_owned()),
     }
 }
