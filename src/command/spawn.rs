@@ -8,7 +8,7 @@ use tracing::{debug, warn};
 use super::{Acquired, Context, GroupChoice, HELD, HeirloomChoice, Manner, OnLost, Wish, say_what_is_left};
 use crate::error::Error;
 use crate::exit;
-use crate::lock::{Expected, Identifier, Lifetime, Limit, NodePath, Place, Removal, Store};
+use crate::lock::{Identifier, Lifetime, Limit, NodePath, Place, Removal, Store, StoreError, hold};
 use crate::report;
 use crate::supervise::{Cause, Ending, Group, Outcome, Program, Rules, SuperviseError, supervise};
 
@@ -46,11 +46,9 @@ pub async fn spawn<S: Store>(
         (Some(heirloom), HeirloomChoice::PassOn) => program.inherits(&*heirloom).map_err(SuperviseError::Fork),
         (Some(_), HeirloomChoice::Close) | (None, _) => Ok(program),
     });
-    let ran = match program {
-        Ok(program) => supervise(&program, rules(manner), manner.death_signal, &mut context.signals, lost).await,
-        Err(error) => Err(error),
-    };
-    let is_released = release(store, &node, &ran, context).await;
+    let run = async { supervise(&program?, rules(manner), manner.death_signal, &mut context.signals, lost).await };
+    let (ran, left) = hold(store, &node, run).await;
+    let is_released = tell_what_was_left(left, &node, &ran, context);
     match ran {
         Ok(outcome) => {
             tell_how_it_ended(words, outcome);
@@ -77,10 +75,15 @@ fn rules(manner: &Manner) -> Rules {
     Rules { group, target, orphans, kill_after, grace }
 }
 
-/// The command has been reaped, or there never was one.
-async fn release<S: Store>(store: &S, node: &NodePath, ran: &Result<Outcome, SuperviseError>, context: &Context<'_>) -> bool {
+/// Says whether the lock is free.
+fn tell_what_was_left(
+    left: Result<Removal, StoreError>,
+    node: &NodePath,
+    ran: &Result<Outcome, SuperviseError>,
+    context: &Context<'_>,
+) -> bool {
     let is_revoked = matches!(ran, Ok(Outcome { cause: Cause::Revoked, .. }));
-    match store.leave(&node.lock, &node.name, Expected::Anything).await {
+    match left {
         Ok(Removal::Removed) => context.say(format_args!("Unlocked '{node}'")),
         Ok(Removal::Missing | Removal::Changed) if is_revoked => debug!("{node} is gone, as we knew"),
         Ok(Removal::Missing | Removal::Changed) => warn!("{node} was gone before it was released"),

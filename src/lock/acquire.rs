@@ -10,6 +10,7 @@ use super::contender::{Claim, NodeName, Place};
 use super::path::{LockPath, NodePath};
 use super::queue::{Queue, Standing};
 use super::store::{Entry, Expected, Reading, Store, StoreError};
+use crate::planted::{Mistake, planted};
 
 /// How long we may wait for our turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,6 +179,7 @@ async fn wait<S: Store>(
             Standing::Held => return Ok(Turn::Ours),
             Standing::Gone => return Ok(Turn::Evicted),
             Standing::UsedUp => return Err(AcquireError::UsedUp(lock.clone())),
+            Standing::Behind(_) if planted(Mistake::IgnoresThePredecessor) => return Ok(Turn::Ours),
             Standing::Behind(predecessor) => predecessor,
         };
         if let Some(held) = queue.ahead_of(me).find(|name| around.contains(name)) {
@@ -189,11 +191,11 @@ async fn wait<S: Store>(
         let ahead = queue.ahead_of(me).count();
         let report = async {
             loop {
-                match store.read(lock, std::slice::from_ref(predecessor)).await {
-                    Ok(reading) => reading.iter().for_each(|reading| {
-                        observer(Happening::Waiting { lock, predecessor, reading, ahead });
-                    }),
-                    Err(error) => return error,
+                match store.read(lock, &[predecessor.clone(), me.clone()]).await?.as_slice() {
+                    // Somebody removed ours: the next look will show it.
+                    [_, Reading::Missing] => return Ok::<(), StoreError>(()),
+                    [reading, ..] => observer(Happening::Waiting { lock, predecessor, reading, ahead }),
+                    [] => {}
                 }
                 ticks.tick().await;
             }
@@ -201,7 +203,7 @@ async fn wait<S: Store>(
         tokio::select! {
             biased;
             gone = store.gone(lock, predecessor) => gone?,
-            error = report => return Err(error.into()),
+            seen = report => seen?,
             end = patience.over() => return Err(over(end, lock, Some(predecessor))),
         }
         ticks.reset();
