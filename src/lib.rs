@@ -13,5 +13,7 @@ pub mod exit;
 pub mod lock;
 mod planted;
 pub mod report;
+#[cfg(test)]
+mod simulation;
 pub mod store;
 pub mod supervise;

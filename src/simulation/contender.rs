@@ -1,0 +1,332 @@
+//! One who wants a lock, and works under it.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
+
+use super::World;
+use crate::lock::{
+    AcquireError, Claim, Expected, Happening, Identifier, Lifetime, Limit, LockPath, Loss, Mode, NodePath, Patience, Place,
+    Reading, Removal, Store, StoreError, acquire, hold,
+};
+use crate::store::Memory;
+
+/// How long it says what it waits for.
+const TICK: Duration = Duration::from_secs(3);
+/// No outage is longer.
+const RELEASE_TIMEOUT: Duration = Duration::from_mins(10);
+/// What a command does to end when it is asked to.
+const CLEANING_UP: Duration = Duration::from_millis(300);
+const STEP: Duration = Duration::from_millis(200);
+
+pub struct Contender {
+    pub number: u64,
+    lock: LockPath,
+    mode: Mode,
+    lifetime: Lifetime,
+    rounds: u64,
+    /// Asked to end.
+    term: Notify,
+    is_asked: Cell<bool>,
+    frozen_until: Cell<Instant>,
+    is_done: Cell<bool>,
+    /// What a life that is cut short leaves running.
+    is_dead: Cell<bool>,
+    pub node: Cell<Option<NodePath>>,
+    life: Cell<Option<JoinHandle<()>>>,
+}
+
+impl Contender {
+    pub fn new(number: u64, world: &World) -> Rc<Contender> {
+        let name = if world.chance(80) { "/lock" } else { "/other" };
+        let lock = LockPath::parse(name).expect("a path");
+        world.judge.borrow_mut().knows(&lock);
+        let mode = match world.below(10) {
+            0..5 => Mode::Lock,
+            5..8 => Mode::Read,
+            _ => Mode::Write,
+        };
+        let lifetime = match world.below(10) {
+            0..2 => Lifetime::Explicit,
+            _ => Lifetime::Spawned,
+        };
+        Rc::new(Contender {
+            number,
+            lock,
+            mode,
+            lifetime,
+            rounds: 1 + world.below(3),
+            term: Notify::new(),
+            is_asked: Cell::new(false),
+            frozen_until: Cell::new(Instant::now()),
+            is_done: Cell::new(false),
+            is_dead: Cell::new(false),
+            node: Cell::default(),
+            life: Cell::default(),
+        })
+    }
+
+    pub fn is_done(&self) -> bool {
+        self.is_done.get()
+    }
+
+    /// Starts its life, and waits for its end.
+    pub fn live(self: &Rc<Self>, world: &Rc<World>) -> impl Future<Output = ()> + use<> {
+        let (me, whole) = (Rc::clone(self), Rc::clone(world));
+        let life = async move {
+            for round in 0..me.rounds {
+                sleep(whole.up_to(Duration::from_secs(20))).await;
+                me.once(&whole, round).await;
+                if me.is_asked.get() {
+                    break;
+                }
+            }
+            me.is_done.set(true);
+        };
+        let frozen = Frozen { me: Rc::clone(self), world: Rc::clone(world), life: Box::pin(life), thaw: None };
+        let life = tokio::task::spawn_local(frozen);
+        self.life.set(Some(life));
+        let me = Rc::clone(self);
+        async move {
+            if let Some(life) = me.life.take()
+                && let Err(error) = life.await
+                && error.is_panic()
+            {
+                std::panic::resume_unwind(error.into_panic());
+            }
+        }
+    }
+
+    fn identifier(&self, round: u64) -> String {
+        format!("{} for the {round}. time", self.number)
+    }
+
+    async fn once(&self, world: &World, round: u64) {
+        let identifier = self.identifier(round);
+        let patience = world.up_to(Duration::from_secs(40));
+        let (limit, how_long) = match world.below(10) {
+            0..6 => (Limit::Never, "for as long as it takes".to_owned()),
+            6..9 => (Limit::At(Instant::now() + patience), format!("within {patience:?}")),
+            _ => (Limit::Once(Instant::now() + Duration::from_secs(15)), "at once".to_owned()),
+        };
+        let work = if world.chance(10) { Duration::from_secs(40) } else { world.up_to(Duration::from_secs(4)) };
+        world.log(|| format!("{} {:?} {:?} wants {} {how_long}", self.number, self.mode, self.lifetime, self.lock));
+        // What was started and not yet ended, and dies with us if we are killed.
+        let death = Death { me: self, world, identifier: &identifier, is_near: Cell::new(true) };
+        let store = loop {
+            let far = Limit::At(Instant::now() + Duration::from_hours(1));
+            let ensemble = world.ensemble.seen_by(self.number);
+            tokio::select! {
+                biased;
+                () = self.asked() => break None,
+                store = ensemble.connect(far, RELEASE_TIMEOUT) => if let Ok(store) = store { break Some(store) },
+            }
+        };
+        if let Some(store) = store {
+            self.contend(world, &store, &identifier, limit, work).await;
+            store.close().await;
+        }
+        death.is_near.set(false);
+        world.log(|| format!("{} is through", self.number));
+        world.judge.borrow_mut().ends(self.number, &identifier, &self.lock);
+    }
+
+    async fn contend(&self, world: &World, store: &Memory, identifier: &str, limit: Limit, work: Duration) {
+        let claim = Claim::new(self.mode, self.lifetime, Identifier(identifier.as_bytes().to_vec()));
+        let mut observer = |happening: Happening<'_>| match happening {
+            Happening::Waiting { predecessor, .. } => {
+                world.log(|| format!("{} is behind {}", self.number, predecessor.sequence()));
+            }
+            Happening::Evicted { node } => {
+                let is_bound = matches!(self.lifetime, Lifetime::Session { .. });
+                world.judge.borrow_mut().is_evicted(self.number, &node, is_bound);
+            }
+            Happening::NearlyUsedUp { .. } => {}
+            Happening::LeftBehind { error } => {
+                world.judge.borrow_mut().objects(|| format!("{} left something behind: {error}", self.number));
+            }
+        };
+        let mut stop = pin!(self.asked());
+        let patience = Patience::new(limit, stop.as_mut());
+        let acquired = acquire(store, &self.lock, claim, &[], patience, TICK, &mut observer).await;
+        match acquired {
+            Ok(place) => self.hold(world, store, identifier, &place, work).await,
+            Err(AcquireError::Stopped(_)) if self.is_asked.get() => {}
+            Err(AcquireError::TimedOut { .. }) => match limit {
+                Limit::Never => world.judge.borrow_mut().objects(|| format!("{} timed out without a limit", self.number)),
+                Limit::At(until) | Limit::Once(until) => {
+                    if Instant::now() < until && !matches!(limit, Limit::Once(_)) {
+                        world.judge.borrow_mut().objects(|| format!("{} timed out too early", self.number));
+                    }
+                }
+            },
+            Err(AcquireError::NoAnswer(_)) if matches!(limit, Limit::Once(_)) => {}
+            Err(error) => {
+                world.judge.borrow_mut().objects(|| format!("{} could not have it: {error}", self.number));
+            }
+        }
+    }
+
+    async fn hold(&self, world: &World, store: &Memory, identifier: &str, place: &Place, work: Duration) {
+        let node = self.lock.node(&place.name);
+        self.node.set(Some(node.clone()));
+        let released = match self.lifetime {
+            Lifetime::Spawned | Lifetime::Session { .. } => {
+                let working = async {
+                    world.judge.borrow_mut().enters(self.number, identifier, &node, self.mode.kind());
+                    self.work(world, store, &node, work).await;
+                    world.judge.borrow_mut().leaves(self.number);
+                };
+                hold(store, &node, working).await.1
+            }
+            Lifetime::Explicit => self.unlock(world, identifier, &node, work).await,
+        };
+        self.node.set(None);
+        world.log(|| format!("{} released: {released:?}", self.number));
+        let path = format!("/memory{node}");
+        match released {
+            Ok(Removal::Removed) => {}
+            Ok(Removal::Missing) if world.ensemble.at_the_servers(|servers| servers.was_removed(&path)) => {}
+            Ok(Removal::Missing) if matches!(self.lifetime, Lifetime::Session { .. }) => {}
+            Ok(Removal::Missing | Removal::Changed) => {
+                world.judge.borrow_mut().objects(|| format!("the node of {} had vanished", self.number));
+            }
+            Err(error) => world.judge.borrow_mut().objects(|| format!("{} could not release: {error}", self.number)),
+        }
+    }
+
+    /// The command: it does something now and then, and takes a moment to end when it is asked to.
+    async fn work(&self, world: &World, store: &Memory, node: &NodePath, work: Duration) {
+        let mut lost = pin!(async {
+            let lost = store.lost(&node.lock, &node.name, self.lifetime, &mut |_| ()).await;
+            world.log(|| format!("{} has lost its lock: {lost:?}", self.number));
+            match lost {
+                Ok(Loss::Removed) => {
+                    let path = format!("/memory{node}");
+                    if !world.ensemble.at_the_servers(|servers| servers.was_removed(&path)) {
+                        world.judge.borrow_mut().objects(|| format!("{} lost its node, which nobody removed", self.number));
+                    }
+                }
+                Ok(Loss::Expiring(_)) => {}
+                Err(error) => world.judge.borrow_mut().objects(|| format!("{}: {error}", self.number)),
+            }
+        });
+        let end = Instant::now() + work;
+        while Instant::now() < end {
+            tokio::select! {
+                biased;
+                () = lost.as_mut() => break,
+                () = self.asked() => break,
+                () = sleep_until(end.min(Instant::now() + STEP)) => world.judge.borrow_mut().works(self.number),
+            }
+        }
+        if Instant::now() < end {
+            world.log(|| format!("{} cleans up", self.number));
+            sleep(CLEANING_UP).await;
+            world.judge.borrow_mut().works(self.number);
+        }
+    }
+
+    /// A lock that belongs to nobody, until somebody else unlocks it.
+    async fn unlock(&self, world: &World, identifier: &str, node: &NodePath, work: Duration) -> Result<Removal, StoreError> {
+        world.judge.borrow_mut().enters(self.number, identifier, node, self.mode.kind());
+        sleep(work).await;
+        let store = world.ensemble.seen_by(self.number).connect(Limit::Never, RELEASE_TIMEOUT).await;
+        world.judge.borrow_mut().leaves(self.number);
+        let store = match store {
+            Ok(store) => store,
+            Err(error) => {
+                world.judge.borrow_mut().excuses(identifier);
+                world.log(|| format!("{} cannot unlock: {error}", self.number));
+                return Ok(Removal::Removed);
+            }
+        };
+        let reading = store.read(&node.lock, std::slice::from_ref(&node.name)).await?.pop();
+        let released = match reading {
+            Some(Reading::There(contender)) => store.leave(&node.lock, &node.name, Expected::Version(contender.version)).await,
+            Some(Reading::Missing | Reading::Forbidden) | None => Ok(Removal::Missing),
+        };
+        store.close().await;
+        released
+    }
+
+    /// Ready once it was asked to end.
+    async fn asked(&self) {
+        while !self.is_asked.get() {
+            self.term.notified().await;
+        }
+    }
+
+    pub fn ask_to_end(&self) {
+        self.is_asked.set(true);
+        self.term.notify_waiters();
+    }
+
+    /// `kill -9`, of the command too.
+    pub fn kill(&self) {
+        if let Some(life) = self.life.take() {
+            self.is_dead.set(true);
+            self.is_done.set(true);
+            life.abort();
+        }
+    }
+
+    /// Stops it and its command for a time.
+    pub fn freeze(&self, world: &World, time: Duration) {
+        self.frozen_until.set(Instant::now() + time);
+        world.ensemble.at_the_servers(|servers| servers.freeze(self.number, time));
+        world.judge.borrow_mut().freezes(self.number, true);
+    }
+}
+
+/// Dropped before it was through: it was killed.
+struct Death<'c> {
+    me: &'c Contender,
+    world: &'c World,
+    identifier: &'c str,
+    is_near: Cell<bool>,
+}
+
+impl Drop for Death<'_> {
+    fn drop(&mut self) {
+        if !self.is_near.get() {
+            return;
+        }
+        let mut judge = self.world.judge.borrow_mut();
+        judge.log(|| format!("{} was killed", self.me.number));
+        judge.leaves(self.me.number);
+        judge.excuses(self.identifier);
+    }
+}
+
+/// A life that stands still at times.
+struct Frozen<F> {
+    me: Rc<Contender>,
+    world: Rc<World>,
+    life: Pin<Box<F>>,
+    thaw: Option<Pin<Box<Sleep>>>,
+}
+
+impl<F: Future<Output = ()>> Future for Frozen<F> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let until = self.me.frozen_until.get();
+        if until > Instant::now() {
+            let thaw = self.thaw.insert(Box::pin(sleep_until(until)));
+            _ = thaw.as_mut().poll(context);
+            return Poll::Pending;
+        }
+        if self.thaw.take().is_some() {
+            self.world.judge.borrow_mut().freezes(self.me.number, false);
+        }
+        self.life.as_mut().poll(context)
+    }
+}

@@ -1,0 +1,206 @@
+//! Who sees everything, and objects.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tokio::time::Instant;
+
+use crate::lock::{Kind, LockPath, NodePath, Queue, Standing};
+use crate::store::{MemoryEnsemble, MemoryServers};
+
+pub struct Judge {
+    ensemble: MemoryEnsemble,
+    began: Instant,
+    inside: BTreeMap<u64, Inside>,
+    /// Whose nodes may be left: who died, or said that it could not remove them.
+    excused: BTreeSet<String>,
+    /// Whose node somebody removed.
+    robbed: BTreeSet<String>,
+    locks: BTreeSet<String>,
+    objection: Option<String>,
+    log: Option<Vec<(Instant, String)>>,
+}
+
+struct Inside {
+    identifier: String,
+    lock: LockPath,
+    kind: Kind,
+    is_frozen: bool,
+    /// Somebody took its node away, and it may not know yet.
+    is_robbed: bool,
+}
+
+impl Judge {
+    pub fn new(ensemble: MemoryEnsemble, is_logged: bool) -> Judge {
+        if is_logged {
+            ensemble.at_the_servers(MemoryServers::write_notes);
+        }
+        Judge {
+            ensemble,
+            began: Instant::now(),
+            inside: BTreeMap::new(),
+            excused: BTreeSet::new(),
+            robbed: BTreeSet::new(),
+            locks: BTreeSet::new(),
+            objection: None,
+            log: is_logged.then(Vec::new),
+        }
+    }
+
+    /// What happened, and what is to be said about it.
+    pub fn verdict(self) -> (Vec<String>, Result<(), String>) {
+        let mut log = self.log.unwrap_or_default();
+        let notes = self.ensemble.at_the_servers(MemoryServers::take_notes);
+        log.extend(notes.into_iter().map(|(at, note)| (at, format!("        {note}"))));
+        log.sort_by_key(|(at, _)| *at);
+        let line = |(at, text): (Instant, String)| format!("{:>9.3} {text}", (at - self.began).as_secs_f64());
+        (log.into_iter().map(line).collect(), self.objection.map_or(Ok(()), Err))
+    }
+
+    pub fn log(&mut self, text: impl FnOnce() -> String) {
+        if let Some(log) = &mut self.log {
+            log.push((Instant::now(), text()));
+        }
+    }
+
+    pub fn objects(&mut self, text: impl FnOnce() -> String) {
+        let text = text();
+        self.log(|| format!("OBJECTION: {text}"));
+        self.objection.get_or_insert(text);
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.objection.is_some()
+    }
+
+    /// A command starts under this node.
+    pub fn enters(&mut self, number: u64, identifier: &str, node: &NodePath, kind: Kind) {
+        self.log(|| format!("{number} enters as {}", node.name.sequence()));
+        let (lock, directory) = (node.lock.clone(), format!("/memory{}", node.lock));
+        let (names, made, with_our_name, was_robbed) = self.ensemble.at_the_servers(|servers| {
+            let names = servers.children(&directory);
+            let ours = |name: &&String| servers.data(&format!("{directory}/{name}")).as_deref() == Some(identifier.as_bytes());
+            let with_our_name = names.iter().filter(ours).count();
+            (
+                names,
+                servers.made(identifier.as_bytes()),
+                with_our_name,
+                servers.was_removed(&format!("{directory}/{}", node.name)),
+            )
+        });
+        let has_lost_a_place =
+            self.robbed.contains(identifier) || self.ensemble.at_the_servers(|servers| servers.has_expired(number));
+        if !was_robbed {
+            if Queue::new(&names).standing(&node.name) != Standing::Held {
+                self.objects(|| format!("{number} enters {lock} though it is not its turn"));
+            }
+            if with_our_name != 1 {
+                self.objects(|| format!("{number} enters {lock} with {with_our_name} nodes"));
+            }
+            if made != 1 && !has_lost_a_place {
+                self.objects(|| format!("{number} made {made} nodes in {lock}"));
+            }
+        }
+        self.inside
+            .insert(number, Inside { identifier: identifier.to_owned(), lock, kind, is_frozen: false, is_robbed: was_robbed });
+        self.works(number);
+    }
+
+    /// Its command does something.
+    pub fn works(&mut self, number: u64) {
+        let Some(me) = self.inside.get(&number) else { return };
+        let conflicts = |other: &Inside| me.kind == Kind::Exclusive || other.kind == Kind::Exclusive;
+        let beside = self.inside.iter().find(|(other, inside)| {
+            **other != number
+                && inside.lock == me.lock
+                && conflicts(inside)
+                && !inside.is_frozen
+                && !inside.is_robbed
+                && !me.is_robbed
+        });
+        if let Some((other, Inside { lock, .. })) = beside {
+            let text = format!("{number} works beside {other} under {lock}");
+            self.objects(|| text);
+        }
+    }
+
+    pub fn leaves(&mut self, number: u64) {
+        if self.inside.remove(&number).is_some() {
+            self.log(|| format!("{number} has ended"));
+        }
+    }
+
+    pub fn freezes(&mut self, number: u64, is_frozen: bool) {
+        if let Some(inside) = self.inside.get_mut(&number) {
+            inside.is_frozen = is_frozen;
+        }
+    }
+
+    /// Somebody removes its node.
+    pub fn is_robbed(&mut self, identifier: &str) {
+        self.robbed.insert(identifier.to_owned());
+        if let Some(inside) = self.inside.values_mut().find(|inside| inside.identifier == identifier) {
+            inside.is_robbed = true;
+        }
+    }
+
+    /// It says that its node was removed while it waited.
+    pub fn is_evicted(&mut self, number: u64, node: &NodePath, is_bound: bool) {
+        self.log(|| format!("{number} was evicted: {}", node.name.sequence()));
+        let path = format!("/memory{}/{}", node.lock, node.name);
+        let (was_removed, has_expired) =
+            self.ensemble.at_the_servers(|servers| (servers.was_removed(&path), servers.has_expired(number)));
+        let is_gone = was_removed || is_bound && has_expired;
+        if !is_gone {
+            self.objects(|| format!("{number} says that its node {} was removed, which nobody did", node.name.sequence()));
+        }
+    }
+
+    /// What is left of it may be left, for an operator to remove.
+    pub fn excuses(&mut self, identifier: &str) {
+        self.excused.insert(identifier.to_owned());
+    }
+
+    pub fn is_excused(&self, identifier: &str) -> bool {
+        self.excused.contains(identifier)
+    }
+
+    pub fn knows(&mut self, lock: &LockPath) {
+        self.locks.insert(lock.to_string());
+    }
+
+    pub fn locks(&self) -> impl Iterator<Item = LockPath> + use<> {
+        self.locks.clone().into_iter().map(|lock| LockPath::parse(&lock).expect("it was one"))
+    }
+
+    /// It has come to its end: nothing of it is left, unless it said so.
+    pub fn ends(&mut self, number: u64, identifier: &str, lock: &LockPath) {
+        if self.is_excused(identifier) {
+            return;
+        }
+        let left = self.left(lock).into_iter().filter(|(_, data)| data == identifier.as_bytes()).count();
+        if left != 0 {
+            self.objects(|| format!("{number} has ended and left {left} nodes in {lock}"));
+        }
+    }
+
+    pub fn looks_at_what_is_left(&mut self) {
+        for lock in self.locks() {
+            let left = self.left(&lock);
+            if !left.is_empty() {
+                let owners: Vec<_> = left.iter().map(|(_, data)| String::from_utf8_lossy(data)).collect();
+                self.objects(|| format!("at the end there is something of {owners:?} in {lock}"));
+            }
+        }
+    }
+
+    fn left(&self, lock: &LockPath) -> Vec<(String, Vec<u8>)> {
+        let directory = format!("/memory{lock}");
+        self.ensemble.at_the_servers(|servers| {
+            let data = |name: String| {
+                let data = servers.data(&format!("{directory}/{name}")).unwrap_or_default();
+                (name, data)
+            };
+            servers.children(&directory).into_iter().map(data).collect()
+        })
+    }
+}
