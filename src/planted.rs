@@ -14,6 +14,8 @@ pub enum Mistake {
     DeletesOnlyOnce,
     /// Not to look again after a connection was lost.
     MissesAWakeUp,
+    /// To work on under a lock that is bound to a session, though the session cannot be confirmed.
+    TrustsAnOldSession,
 }
 
 #[cfg(test)]

@@ -7,14 +7,14 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::World;
 use crate::lock::{
-    AcquireError, Claim, Expected, Happening, Identifier, Lifetime, Limit, LockPath, Loss, Mode, NodePath, Patience, Place,
-    Reading, Removal, Store, StoreError, acquire, hold,
+    AcquireError, Claim, Doubt, Expected, Happening, Identifier, Lifetime, Limit, LockPath, Loss, Mode, NodePath, Patience,
+    Place, Reading, Removal, Store, StoreError, acquire, hold,
 };
 use crate::store::Memory;
 
@@ -55,6 +55,7 @@ impl Contender {
         };
         let lifetime = match world.below(10) {
             0..2 => Lifetime::Explicit,
+            2..4 => Lifetime::Session { notice: CLEANING_UP + Duration::from_secs(1) },
             _ => Lifetime::Spawned,
         };
         Rc::new(Contender {
@@ -71,6 +72,11 @@ impl Contender {
             node: Cell::default(),
             life: Cell::default(),
         })
+    }
+
+    /// Whether its lock lives by its session.
+    pub fn is_bound(&self) -> bool {
+        matches!(self.lifetime, Lifetime::Session { .. })
     }
 
     pub fn is_done(&self) -> bool {
@@ -145,8 +151,7 @@ impl Contender {
                 world.log(|| format!("{} is behind {}", self.number, predecessor.sequence()));
             }
             Happening::Evicted { node } => {
-                let is_bound = matches!(self.lifetime, Lifetime::Session { .. });
-                world.judge.borrow_mut().is_evicted(self.number, &node, is_bound);
+                world.judge.borrow_mut().is_evicted(self.number, &node, self.is_bound());
             }
             Happening::NearlyUsedUp { .. } => {}
             Happening::LeftBehind { error } => {
@@ -179,22 +184,17 @@ impl Contender {
         self.node.set(Some(node.clone()));
         let released = match self.lifetime {
             Lifetime::Spawned | Lifetime::Session { .. } => {
-                let working = async {
-                    world.judge.borrow_mut().enters(self.number, identifier, &node, self.mode.kind());
-                    self.work(world, store, &node, work).await;
-                    world.judge.borrow_mut().leaves(self.number);
-                };
-                hold(store, &node, working).await.1
+                hold(store, &node, self.work(world, store, identifier, &node, work)).await.1
             }
             Lifetime::Explicit => self.unlock(world, identifier, &node, work).await,
         };
         self.node.set(None);
-        world.log(|| format!("{} released: {released:?}", self.number));
+        world.log(|| format!("{} released: {:?}", self.number, released.as_ref().map_err(|_| "it failed")));
         let path = format!("/memory{node}");
         match released {
             Ok(Removal::Removed) => {}
             Ok(Removal::Missing) if world.ensemble.at_the_servers(|servers| servers.was_removed(&path)) => {}
-            Ok(Removal::Missing) if matches!(self.lifetime, Lifetime::Session { .. }) => {}
+            Ok(Removal::Missing) if self.is_bound() => {}
             Ok(Removal::Missing | Removal::Changed) => {
                 world.judge.borrow_mut().objects(|| format!("the node of {} had vanished", self.number));
             }
@@ -202,35 +202,62 @@ impl Contender {
         }
     }
 
-    /// The command: it does something now and then, and takes a moment to end when it is asked to.
-    async fn work(&self, world: &World, store: &Memory, node: &NodePath, work: Duration) {
-        let mut lost = pin!(async {
-            let lost = store.lost(&node.lock, &node.name, self.lifetime, &mut |_| ()).await;
-            world.log(|| format!("{} has lost its lock: {lost:?}", self.number));
-            match lost {
-                Ok(Loss::Removed) => {
-                    let path = format!("/memory{node}");
-                    if !world.ensemble.at_the_servers(|servers| servers.was_removed(&path)) {
-                        world.judge.borrow_mut().objects(|| format!("{} lost its node, which nobody removed", self.number));
-                    }
-                }
-                Ok(Loss::Expiring(_)) => {}
-                Err(error) => world.judge.borrow_mut().objects(|| format!("{}: {error}", self.number)),
-            }
-        });
-        let end = Instant::now() + work;
-        while Instant::now() < end {
+    /// The command: it does something now and then, and takes a moment to end when it is asked to. While the lock is in doubt
+    /// it stands still.
+    async fn work(&self, world: &World, store: &Memory, identifier: &str, node: &NodePath, work: Duration) {
+        let (doubts, mut doubt) = watch::channel(Doubt::Dispelled);
+        let mut tell = |doubt| {
+            world.log(|| format!("{}: doubt {doubt:?}", self.number));
+            world.judge.borrow_mut().freezes(self.number, doubt == Doubt::Arisen);
+            _ = doubts.send(doubt);
+        };
+        let mut lost = pin!(store.lost(&node.lock, &node.name, self.lifetime, &mut tell));
+        let mut has_started = false;
+        let mut left = work;
+        let mut grace = CLEANING_UP;
+        while !left.is_zero() {
             tokio::select! {
                 biased;
-                () = lost.as_mut() => break,
+                lost = lost.as_mut() => {
+                    world.log(|| format!("{} has lost its lock: {lost:?}", self.number));
+                    match lost {
+                        Ok(Loss::Removed) => self.was_removed(world, node),
+                        Ok(Loss::Expiring(within)) => grace = grace.min(within),
+                        Err(error) => world.judge.borrow_mut().objects(|| format!("{}: {error}", self.number)),
+                    }
+                    break;
+                }
                 () = self.asked() => break,
-                () = sleep_until(end.min(Instant::now() + STEP)) => world.judge.borrow_mut().works(self.number),
+                () = async {
+                    _ = doubt.wait_for(|doubt| *doubt == Doubt::Dispelled).await;
+                    sleep(if has_started { left.min(STEP) } else { Duration::ZERO }).await;
+                } => match has_started {
+                    // It arose while this step was under way.
+                    _ if *doubt.borrow() == Doubt::Arisen => {}
+                    true => {
+                        left = left.saturating_sub(STEP);
+                        world.judge.borrow_mut().works(self.number);
+                    }
+                    false => {
+                        has_started = true;
+                        world.judge.borrow_mut().enters(self.number, identifier, node, self.mode.kind());
+                    }
+                },
             }
         }
-        if Instant::now() < end {
-            world.log(|| format!("{} cleans up", self.number));
-            sleep(CLEANING_UP).await;
+        if has_started && !left.is_zero() && !grace.is_zero() {
+            world.log(|| format!("{} cleans up for {grace:?}", self.number));
+            world.judge.borrow_mut().freezes(self.number, false);
+            sleep(grace).await;
             world.judge.borrow_mut().works(self.number);
+        }
+        world.judge.borrow_mut().leaves(self.number);
+    }
+
+    fn was_removed(&self, world: &World, node: &NodePath) {
+        let path = format!("/memory{node}");
+        if !world.ensemble.at_the_servers(|servers| servers.was_removed(&path)) {
+            world.judge.borrow_mut().objects(|| format!("{} lost its node, which nobody removed", self.number));
         }
     }
 

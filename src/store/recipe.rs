@@ -4,9 +4,10 @@
 //! session, or after the server itself said that the session has expired: from another session an unanswered create
 //! cannot be told from one that never left.
 
+mod bound;
 mod link;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::{Future, pending};
 use std::pin::pin;
 use std::rc::Rc;
@@ -15,11 +16,12 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::warn;
 
+use self::bound::Bound;
 use self::link::Link;
 use super::ensemble::{Ensemble, Failure, Lasting, Node, Refusal, Session, SessionId, Stat, Watched};
 use crate::lock::{
-    AbsolutePath, Claim, Contender, Entry, Expected, FencingToken, Identifier, Limit, LockPath, NodeName, Place, Queue,
-    Reading, Removal, Store, StoreError,
+    AbsolutePath, Claim, Contender, Doubt, Entry, Expected, FencingToken, Identifier, Lifetime, Limit, LockPath, Loss,
+    NodeName, Place, Queue, Reading, Removal, Store, StoreError,
 };
 use crate::planted::{Mistake, planted};
 
@@ -42,6 +44,8 @@ pub struct Recipe<E: Ensemble> {
     release_timeout: Duration,
     /// What names of ours may stand in a lock's directory besides the one we know (rule R4).
     loose: RefCell<Vec<Loose>>,
+    /// The session that a contender of ours is bound to.
+    bound: Cell<Option<Bound>>,
 }
 
 #[derive(Clone)]
@@ -64,7 +68,8 @@ impl<E: Ensemble> Recipe<E> {
         limit: Limit,
         release_timeout: Duration,
     ) -> Result<Recipe<E>, StoreError> {
-        let store = Recipe { link: Link::new(ensemble), chroot, release_timeout, loose: RefCell::default() };
+        let store =
+            Recipe { link: Link::new(ensemble), chroot, release_timeout, loose: RefCell::default(), bound: Cell::default() };
         let is_connected = match limit {
             Limit::Once(until) => timeout_at(until, store.link.connect_once()).await.unwrap_or_default(),
             Limit::At(until) => timeout_at(until, store.link.session()).await.is_ok(),
@@ -89,6 +94,12 @@ impl<E: Ensemble> Recipe<E> {
         StoreError::Refused { place: self.link.place(), what: what.into(), cause: refusal.to_string() }
     }
 
+    fn too_short(&self, timeout: Duration, notice: Duration) -> StoreError {
+        let [timeout, notice] = [timeout, notice].map(humantime::format_duration);
+        let why = format!("a session of {timeout} ends too soon for a command that may take {notice} to end");
+        StoreError::Unsuitable { place: self.link.place(), why }
+    }
+
     /// Ready when something became of the node. Armed with the look, so nothing falls between.
     async fn watch(&self, session: &Rc<E::Session>, path: &str) -> Result<Watched, Failure> {
         let watched = session.watch(path).await;
@@ -108,8 +119,12 @@ impl<E: Ensemble> Recipe<E> {
         }
     }
 
-    async fn create(&self, session: &Rc<E::Session>, path: &str, data: &[u8]) -> Result<Place, Failure> {
-        let created = self.link.ask(session, session.create(path, data, Lasting::Persistent)).await?;
+    async fn create(&self, session: &Rc<E::Session>, path: &str, claim: &Claim) -> Result<Place, Failure> {
+        let lasting = match claim.lifetime {
+            Lifetime::Spawned | Lifetime::Explicit => Lasting::Persistent,
+            Lifetime::Session { .. } => Lasting::Ephemeral,
+        };
+        let created = self.link.ask(session, session.create(path, &claim.identifier.0, lasting)).await?;
         self.link.is_up_to_date();
         if let Some(name) = created.path.rsplit_once('/').and_then(|(_, name)| NodeName::parse(name)) {
             return Ok(Place { name, token: FencingToken(created.zxid) });
@@ -307,8 +322,16 @@ impl<E: Ensemble> Store for Recipe<E> {
             }
             let refused =
                 |what: String, refusal| Some((Instant::now() + self.release_timeout, Err(self.refused(what, refusal))));
+            if let Lifetime::Session { notice } = claim.lifetime {
+                let bound = Bound { session: session.id(), timeout: session.timeout(), confirmed: self.link.clock() };
+                if !bound.leaves_time_for(notice) {
+                    end = Some((Instant::now() + self.release_timeout, Err(self.too_short(bound.timeout, notice))));
+                    continue;
+                }
+                self.bound.set(Some(bound));
+            }
             let path = format!("{directory}/{}", entering.claim.prefix());
-            match self.create(&session, &path, &entering.claim.identifier.0).await {
+            match self.create(&session, &path, &entering.claim).await {
                 Ok(place) if self.loose_in(lock).is_empty() => return Ok(Entry::In(place)),
                 Ok(place) => {
                     self.loosen(lock, entering.claim.prefix());
@@ -335,7 +358,11 @@ impl<E: Ensemble> Store for Recipe<E> {
 
     async fn contenders(&self, lock: &LockPath) -> Result<Queue, StoreError> {
         let directory = self.directory(lock);
-        match self.link.look(async |session| session.children(&directory).await).await {
+        let listing = async |session: &E::Session| match self.bound.get() {
+            Some(_) => self.confirmed(session, session.children(&directory)).await,
+            None => session.children(&directory).await,
+        };
+        match self.link.look(listing).await {
             Ok(names) => Ok(Queue::new(names)),
             Err(Refusal::NoNode) => Err(StoreError::NoLock(lock.clone())),
             Err(refusal) => Err(self.refused(format!("to list {lock}"), &refusal)),
@@ -378,6 +405,19 @@ impl<E: Ensemble> Store for Recipe<E> {
                 Ok(Watched::There) | Err(Failure::InDoubt(_)) => {}
                 Err(Failure::Said(refusal)) => return Err(self.refused(format!("to watch {lock}"), &refusal)),
             }
+        }
+    }
+
+    async fn lost(
+        &self,
+        lock: &LockPath,
+        name: &NodeName,
+        lifetime: Lifetime,
+        tell: &mut dyn FnMut(Doubt),
+    ) -> Result<Loss, StoreError> {
+        match lifetime {
+            Lifetime::Spawned | Lifetime::Explicit => self.gone(lock, name).await.map(|()| Loss::Removed),
+            Lifetime::Session { notice } => self.lost_with_its_session(lock, name, notice, tell).await,
         }
     }
 

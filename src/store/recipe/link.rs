@@ -56,6 +56,11 @@ impl<E: Ensemble> Link<E> {
         self.ensemble.servers().to_string()
     }
 
+    /// The ensemble's.
+    pub fn clock(&self) -> Duration {
+        self.ensemble.clock()
+    }
+
     /// What went wrong last, for a message that something did.
     pub fn trouble(&self) -> String {
         match self.trouble.borrow().as_str() {
