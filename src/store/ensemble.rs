@@ -62,6 +62,10 @@ pub trait Session {
 
     async fn delete(&self, path: &str, version: Option<i32>) -> Result<(), Failure>;
 
+    /// Finds out whether we may delete in a directory, where not everybody may: by making a node called `probe` there and
+    /// deleting it, in one transaction that nobody sees.
+    async fn may_delete(&self, directory: &str, probe: &str) -> Result<(), Failure>;
+
     /// Returns once this server has seen what the ensemble had done when it was asked.
     async fn sync(&self, path: &str) -> Result<(), Failure>;
 

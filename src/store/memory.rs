@@ -215,6 +215,11 @@ impl Session for MemorySession {
         self.call(Request::Delete { path: path.to_owned(), version }).await.map(drop)
     }
 
+    /// Everybody may.
+    async fn may_delete(&self, _directory: &str, _probe: &str) -> Result<(), Failure> {
+        Ok(())
+    }
+
     async fn sync(&self, _path: &str) -> Result<(), Failure> {
         self.call(Request::Sync).await.map(drop)
     }

@@ -5,20 +5,20 @@
 //! cannot be told from one that never left.
 
 mod bound;
+mod entering;
 mod link;
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, pending};
-use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout_at};
-use tracing::warn;
 
 use self::bound::Bound;
+use self::entering::Entering;
 use self::link::Link;
-use super::ensemble::{Ensemble, Failure, Lasting, Node, Refusal, Session, SessionId, Stat, Watched};
+use super::ensemble::{Ensemble, Failure, Node, Refusal, Session, Stat, Watched};
 use crate::lock::{
     AbsolutePath, Claim, Contender, Doubt, Entry, Expected, FencingToken, Identifier, Lifetime, Limit, LockPath, Loss,
     NodeName, Place, Queue, Reading, Removal, Store, StoreError,
@@ -29,11 +29,6 @@ use crate::planted::{Mistake, planted};
 const FIRST_CONNECTION: Duration = Duration::from_secs(15);
 /// A missed wake-up costs this much at the most.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
-/// Between two creates, once one and the next were not answered.
-const FIRST_PAUSE: Duration = Duration::from_millis(25);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// So many creates without an answer are worth a word.
-const DOUBTS_TO_TELL: u32 = 4;
 /// Requests in one flight.
 const FLIGHT: usize = 200;
 
@@ -94,12 +89,6 @@ impl<E: Ensemble> Recipe<E> {
         StoreError::Refused { place: self.link.place(), what: what.into(), cause: refusal.to_string() }
     }
 
-    fn too_short(&self, timeout: Duration, notice: Duration) -> StoreError {
-        let [timeout, notice] = [timeout, notice].map(humantime::format_duration);
-        let why = format!("a session of {timeout} ends too soon for a command that may take {notice} to end");
-        StoreError::Unsuitable { place: self.link.place(), why }
-    }
-
     /// Ready when something became of the node. Armed with the look, so nothing falls between.
     async fn watch(&self, session: &Rc<E::Session>, path: &str) -> Result<Watched, Failure> {
         let watched = session.watch(path).await;
@@ -117,21 +106,6 @@ impl<E: Ensemble> Recipe<E> {
                 return Ok(());
             }
         }
-    }
-
-    async fn create(&self, session: &Rc<E::Session>, path: &str, claim: &Claim) -> Result<Place, Failure> {
-        let lasting = match claim.lifetime {
-            Lifetime::Spawned | Lifetime::Explicit => Lasting::Persistent,
-            Lifetime::Session { .. } => Lasting::Ephemeral,
-        };
-        let created = self.link.ask(session, session.create(path, &claim.identifier.0, lasting)).await?;
-        self.link.is_up_to_date();
-        if let Some(name) = created.path.rsplit_once('/').and_then(|(_, name)| NodeName::parse(name)) {
-            return Ok(Place { name, token: FencingToken(created.zxid) });
-        }
-        // No server is known to number this way; but what it made is not to be left behind.
-        self.link.ask(session, session.delete(&created.path, None)).await?;
-        Err(Failure::Said(Refusal::Other(format!("it made {}, which is no contender's name", created.path))))
     }
 
     /// Looks for nodes of ours behind a barrier, so that what the server has done is seen.
@@ -195,17 +169,6 @@ impl<E: Ensemble> Recipe<E> {
         self.loose.borrow_mut().retain(|loose| loose.lock != *lock);
     }
 
-    /// What is there of ours for all we know, when it cannot be settled.
-    fn left(&self, lock: &LockPath, entering: &Entering, cause: String) -> StoreError {
-        let place = self.link.place();
-        if let Some(Place { name, .. }) = &entering.place {
-            return StoreError::NotRemoved { node: lock.node(name), place, cause };
-        }
-        let loose = self.loose_in(lock).pop().filter(|_| entering.in_doubt.is_none());
-        let prefix = loose.unwrap_or_else(|| entering.claim.prefix());
-        StoreError::Unsettled { prefix: format!("{lock}/{prefix}"), place, cause }
-    }
-
     async fn remove(
         &self,
         lock: &LockPath,
@@ -238,122 +201,9 @@ impl<E: Ensemble> Recipe<E> {
     }
 }
 
-/// How far an entry has come.
-struct Entering {
-    claim: Claim,
-    /// The session in which a create of ours was never answered.
-    in_doubt: Option<SessionId>,
-    place: Option<Place>,
-    /// How often a create was not answered.
-    doubts: u32,
-}
-
-impl Entering {
-    /// What is never answered may be what ends the connection, so it is not asked for again and again at once.
-    fn pause(&self) -> Duration {
-        match self.doubts {
-            0 | 1 => Duration::ZERO,
-            doubts => FIRST_PAUSE.saturating_mul(1 << doubts.min(10)).min(LONGEST_PAUSE),
-        }
-    }
-}
-
 impl<E: Ensemble> Store for Recipe<E> {
     async fn enter(&self, lock: &LockPath, claim: &Claim, give_up: impl Future<Output = ()>) -> Result<Entry, StoreError> {
-        let directory = self.directory(lock);
-        let mut give_up = pin!(give_up);
-        let mut entering = Entering { claim: claim.clone(), in_doubt: None, place: None, doubts: 0 };
-        // From here on nothing is asked for any more, only settled, until then.
-        let mut end: Option<(Instant, Result<Entry, StoreError>)> = None;
-        loop {
-            let is_clear = entering.in_doubt.is_none() && entering.place.is_none() && self.loose_in(lock).is_empty();
-            let session = match end {
-                Some((_, result)) if is_clear => return result,
-                Some((until, _)) => match timeout_at(until, self.link.session()).await {
-                    Ok(session) => session,
-                    Err(_) => return Err(self.left(lock, &entering, self.link.trouble())),
-                },
-                None => tokio::select! {
-                    biased;
-                    () = give_up.as_mut() => {
-                        end = Some((Instant::now() + self.release_timeout, Ok(Entry::GaveUp)));
-                        continue;
-                    }
-                    session = async {
-                        sleep(entering.pause()).await;
-                        self.link.session().await
-                    } => session,
-                },
-            };
-            if let Some(sent_in) = entering.in_doubt {
-                if sent_in == session.id() {
-                    match self.find(&session, &directory, &entering.claim.prefix()).await {
-                        Ok(found) => entering.place = found.into_iter().min_by_key(|place| place.name.sequence()),
-                        Err(Failure::InDoubt(_)) => continue,
-                        Err(Failure::Said(refusal)) => return Err(self.left(lock, &entering, refusal.to_string())),
-                    }
-                    // While the session belongs to the server that we asked, a create that another one still has is refused. Back
-                    // there it would not be, and a resume that comes late brings it back. So it ends with its session.
-                    if entering.place.is_none() && self.link.end(session).await.is_err() {
-                        continue;
-                    }
-                }
-                self.loosen(lock, entering.claim.prefix());
-                if entering.place.is_none() {
-                    // The server ended that session, so the create can no longer land; but it may have landed (rule R3).
-                    entering.claim = entering.claim.renewed();
-                }
-                entering.in_doubt = None;
-                continue;
-            }
-            let keep = entering.place.as_ref().map(|place| &place.name).filter(|_| end.is_none());
-            match self.sweep(&session, lock, keep).await {
-                Ok(()) => {}
-                Err(Failure::InDoubt(_)) => continue,
-                Err(Failure::Said(refusal)) => return Err(self.left(lock, &entering, refusal.to_string())),
-            }
-            match (end.take(), &entering.place) {
-                (Some((_, result)), _) => {
-                    self.forget_loose(lock);
-                    return result;
-                }
-                (None, Some(_)) => return Ok(Entry::In(entering.place.expect("just seen"))),
-                (None, None) => {}
-            }
-            let refused =
-                |what: String, refusal| Some((Instant::now() + self.release_timeout, Err(self.refused(what, refusal))));
-            if let Lifetime::Session { notice } = claim.lifetime {
-                let bound = Bound { session: session.id(), timeout: session.timeout(), confirmed: self.link.clock() };
-                if !bound.leaves_time_for(notice) {
-                    end = Some((Instant::now() + self.release_timeout, Err(self.too_short(bound.timeout, notice))));
-                    continue;
-                }
-                self.bound.set(Some(bound));
-            }
-            let path = format!("{directory}/{}", entering.claim.prefix());
-            match self.create(&session, &path, &entering.claim).await {
-                Ok(place) if self.loose_in(lock).is_empty() => return Ok(Entry::In(place)),
-                Ok(place) => {
-                    self.loosen(lock, entering.claim.prefix());
-                    entering.place = Some(place);
-                }
-                Err(Failure::Said(Refusal::NoNode)) => {
-                    let made = self.link.ask(&session, session.make_directory(&directory)).await;
-                    if let Err(Failure::Said(refusal)) = made {
-                        end = refused(format!("to make {directory}"), &refusal);
-                    }
-                }
-                Err(Failure::Said(refusal)) => end = refused(format!("to let us enter {directory}"), &refusal),
-                Err(Failure::InDoubt(_)) if planted(Mistake::CreatesBlindlyAgain) => {}
-                Err(Failure::InDoubt(cause)) => {
-                    entering.in_doubt = Some(session.id());
-                    entering.doubts += 1;
-                    if entering.doubts == DOUBTS_TO_TELL {
-                        warn!("{} does not answer our request to enter {lock}: {cause}; trying on", self.link.place());
-                    }
-                }
-            }
-        }
+        Entering::new(self, lock, claim).enter(give_up).await
     }
 
     async fn contenders(&self, lock: &LockPath) -> Result<Queue, StoreError> {

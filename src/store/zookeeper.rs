@@ -6,7 +6,7 @@
 //! hangs or panics looks the same from outside.
 
 use std::future::Future;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
@@ -18,7 +18,9 @@ use tokio::task::LocalSet;
 use tokio::time::timeout;
 use tracing::debug;
 use uuid::Uuid;
-use zookeeper_client::{Acls, Client, CreateMode, CreateOptions, Error, EventType, SessionInfo, SessionState};
+use zookeeper_client::{
+    Acl, Acls, Client, CreateMode, CreateOptions, Error, EventType, MultiWriteError, Permission, SessionInfo, SessionState,
+};
 
 use super::ensemble::{self, Created, Failure, Lasting, Node, OpenError, Refusal, SessionId, Stat, Watched};
 use super::recipe::Recipe;
@@ -33,6 +35,10 @@ const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 const THREAD_NAME: &str = "zookeeper";
+const PERSISTENT: CreateOptions<'static> = CreateMode::Persistent.with_acls(Acls::anyone_all());
+/// Ensembles of 3.6.0 to 3.8.0 may hold an answer back until they hear the next request (ZOOKEEPER-4537, fixed in 3.8.1). So as
+/// long as one is due, another one is sent this often.
+const NUDGE: Duration = Duration::from_millis(200);
 
 enum Message {
     Ask(Request),
@@ -122,16 +128,25 @@ impl Session {
         T: Send + 'static,
         F: Future<Output = Result<T, Error>> + 'static,
     {
+        self.converse(async move |client: Client| nudging(&client.clone(), request(client)).await).await
+    }
+
+    /// The same for an exchange in which nothing is due at times.
+    async fn converse<T, F>(&self, request: impl FnOnce(Client) -> F + Send + 'static) -> Result<T, Failure>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Error>> + 'static,
+    {
         let (mut reply, answer) = oneshot::channel();
         let request: Request = Box::new(move |client| {
             Box::pin(async move {
                 tokio::select! {
+                    biased;
                     result = request(client) => drop(reply.send(result)),
                     () = reply.closed() => {}
                 }
             })
         });
-        let lost = || Failure::InDoubt("the connection was lost".to_owned());
         self.messages.send(Message::Ask(request)).map_err(|_| lost())?;
         answer.await.map_err(|_| lost())?.map_err(|error| failure(&error))
     }
@@ -176,7 +191,6 @@ impl ensemble::Session for Session {
     }
 
     async fn make_directory(&self, path: &str) -> Result<(), Failure> {
-        const PERSISTENT: CreateOptions<'static> = CreateMode::Persistent.with_acls(Acls::anyone_all());
         let path = path.to_owned();
         self.call(async move |client: Client| client.mkdir(&path, &PERSISTENT).await).await
     }
@@ -184,6 +198,26 @@ impl ensemble::Session for Session {
     async fn delete(&self, path: &str, version: Option<i32>) -> Result<(), Failure> {
         let path = path.to_owned();
         self.call(async move |client: Client| client.delete(&path, version).await).await
+    }
+
+    async fn may_delete(&self, directory: &str, probe: &str) -> Result<(), Failure> {
+        let (directory, path) = (directory.to_owned(), format!("{directory}/{probe}"));
+        self.call(async move |client: Client| {
+            match client.get_acl(&directory).await {
+                Ok((acls, _)) if acls.iter().any(is_open) => return Ok(()),
+                Ok(_) | Err(Error::NoAuth) => {}
+                Err(error) => return Err(error),
+            }
+            let mut writer = client.new_multi_writer();
+            writer.add_create(&path, &[], &PERSISTENT)?;
+            writer.add_delete(&path, None)?;
+            match writer.commit().await {
+                // That we may not create either is told when we do.
+                Ok(_) | Err(MultiWriteError::OperationFailed { index: 0, .. }) => Ok(()),
+                Err(error) => Err(error.into()),
+            }
+        })
+        .await
     }
 
     async fn sync(&self, path: &str) -> Result<(), Failure> {
@@ -223,7 +257,7 @@ impl ensemble::Session for Session {
 
     async fn watch(&self, path: &str) -> Result<Watched, Failure> {
         let path = path.to_owned();
-        self.call(async move |client: Client| match client.check_and_watch_stat(&path).await? {
+        self.converse(async move |client: Client| match nudging(&client, client.check_and_watch_stat(&path)).await? {
             (None, _) => Ok(Watched::Gone),
             (Some(_), watcher) => match watcher.changed().await.event_type {
                 EventType::NodeDeleted => Ok(Watched::Gone),
@@ -286,6 +320,18 @@ async fn serve(
     }
 }
 
+/// Sends something now and then while an answer is due.
+async fn nudging<T>(client: &Client, request: impl Future<Output = T>) -> T {
+    let mut request = pin!(request);
+    loop {
+        match timeout(NUDGE, request.as_mut()).await {
+            Ok(answer) => return answer,
+            // It leaves when it is called; its answer is of no interest.
+            Err(_) => drop(client.check_stat("/")),
+        }
+    }
+}
+
 /// How a connection ended.
 enum End {
     /// By the end of its session, which the server confirmed.
@@ -326,6 +372,15 @@ fn reason(error: &std::io::Error) -> String {
         Some(first) => first.to_lowercase().chain(characters).collect(),
         None => String::new(),
     }
+}
+
+fn lost() -> Failure {
+    Failure::InDoubt("the connection was lost".to_owned())
+}
+
+/// Whether everybody may do what a contender has to.
+fn is_open(acl: &Acl) -> bool {
+    acl.scheme() == "world" && acl.permission().has(Permission::DELETE)
 }
 
 fn stat(stat: zookeeper_client::Stat) -> Stat {
