@@ -797,6 +797,28 @@ fn whoever_is_evicted_queues_again_at_the_end_under_a_new_name() {
 }
 
 #[test]
+fn whoever_is_evicted_notices_at_the_next_tick_and_gives_up_in_time() {
+    run_timeless(async {
+        let (store, lock) = (memory().await, path("/l"));
+        let holder = holds(&store, &lock, "holder").await;
+        let attempt = Attempt::within(&store, &lock, Duration::from_millis(2500));
+        let (acquired, ()) = tokio::join!(attempt.acquires(), async {
+            for at in [300, 1000] {
+                sleep(Duration::from_millis(at)).await;
+                let evicted = queue(&store, &lock).await.remove(1);
+                leave(&store, &lock, &evicted).await;
+            }
+        });
+        assert!(matches!(acquired, Err(AcquireError::TimedOut { .. })), "{acquired:?}");
+        assert_eq!(attempt.started.elapsed(), Duration::from_millis(2500));
+        let waits = "behind 0 holder, 1";
+        let expected = [(0, waits), (1000, "evicted 1"), (1000, waits), (2000, "evicted 2"), (2000, waits)];
+        assert_eq!(attempt.told(), expected.map(|(at, text)| (at, text.to_owned())));
+        assert_eq!(queue(&store, &lock).await, [holder]);
+    });
+}
+
+#[test]
 fn whoever_loses_the_whole_directory_queues_again() {
     run_timeless(async {
         let (ensemble, lock) = (MemoryEnsemble::default(), path("/l"));

@@ -4,6 +4,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::bench::{BINARY, Bench, Run, on_every_store};
+use super::zookeeper::Server;
 
 /// A command that counts its signals: prints each on its own line until it gets USR2.
 const COUNTER: &str = r#"for s in HUP INT QUIT TERM USR1 ALRM WINCH RTMIN+2; do trap "echo $s" $s; done; \
@@ -215,4 +216,21 @@ fn ctrl_z_stops_the_job_and_fg_continues_it(bench: &Bench) {
     bench.queue_reaches("/job", 0);
     shell.write(b"exit\n");
     shell.end();
+}
+
+#[test]
+fn signals_do_not_cut_a_release_short() {
+    let mut server = Server::start("");
+    let bench = Bench::on(&server.address());
+    let mut holder = bench.start(["-n", "/release", "--", "sh", "-c", "echo ready; read x; exit 6"]).ready();
+    server.kill();
+    holder.write(b"\n");
+    // The command has ended, and nobody is there to release the lock at.
+    holder.warns("cannot reach");
+    for number in [libc::SIGTERM, libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+        holder.signal(number);
+    }
+    assert!(server.restart());
+    holder.end().failed(6, "Unlocked '/release/");
+    assert!(bench.queue("/release").is_empty());
 }
