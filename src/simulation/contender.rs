@@ -214,20 +214,27 @@ impl Contender {
         let mut lost = pin!(store.lost(&node.lock, &node.name, self.lifetime, &mut tell));
         let mut has_started = false;
         let mut left = work;
-        let mut grace = CLEANING_UP;
+        let mut is_asked = false;
+        let mut grace = Duration::ZERO;
         while !left.is_zero() {
             tokio::select! {
                 biased;
                 lost = lost.as_mut() => {
                     world.log(|| format!("{} has lost its lock: {lost:?}", self.number));
                     match lost {
-                        Ok(Loss::Removed) => self.was_removed(world, node),
-                        Ok(Loss::Expiring(within)) => grace = grace.min(within),
+                        Ok(Loss::Removed) => {
+                            self.was_removed(world, node);
+                            grace = CLEANING_UP;
+                        }
+                        Ok(Loss::Expiring(within)) => grace = CLEANING_UP.min(within),
                         Err(error) => world.judge.borrow_mut().objects(|| format!("{}: {error}", self.number)),
                     }
                     break;
                 }
-                () = self.asked() => break,
+                () = self.asked(), if !is_asked => {
+                    is_asked = true;
+                    left = if has_started { left.min(CLEANING_UP) } else { Duration::ZERO };
+                }
                 () = async {
                     _ = doubt.wait_for(|doubt| *doubt == Doubt::Dispelled).await;
                     sleep(if has_started { left.min(STEP) } else { Duration::ZERO }).await;
@@ -245,11 +252,15 @@ impl Contender {
                 },
             }
         }
-        if has_started && !left.is_zero() && !grace.is_zero() {
+        if has_started && !grace.is_zero() {
             world.log(|| format!("{} cleans up for {grace:?}", self.number));
             world.judge.borrow_mut().freezes(self.number, false);
-            sleep(grace).await;
-            world.judge.borrow_mut().works(self.number);
+            let end = Instant::now() + grace;
+            sleep_until(end).await;
+            // Who was frozen meanwhile is killed on waking.
+            if Instant::now() == end {
+                world.judge.borrow_mut().works(self.number);
+            }
         }
         world.judge.borrow_mut().leaves(self.number);
     }
