@@ -9,7 +9,9 @@ use clap::parser::ValueSource;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use super::{Answer, values};
-use crate::command::{Action, Address, GroupChoice, HeirloomChoice, Manner, OnLost, Request, Wait, WaitLimit, Wish};
+use crate::command::{
+    Action, Address, GroupChoice, HeirloomChoice, LifetimeChoice, Manner, OnLost, Request, Wait, WaitLimit, Wish,
+};
 use crate::exit::{self, SignalExit};
 use crate::lock::{AbsolutePath, Identifier, LockPath, Mode, NodePath, PathError};
 use crate::report::Verbosity;
@@ -322,6 +324,7 @@ impl SpawnOnly {
             target: self.forward_to,
             group: self.group,
             on_lost: self.on_lost,
+            lifetime: LifetimeChoice::Persistent,
             death_signal: self.pdeathsig,
             signal_exit: self.signal_exit,
             heirloom: if self.close { HeirloomChoice::Close } else { HeirloomChoice::PassOn },
