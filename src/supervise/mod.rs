@@ -175,12 +175,25 @@ impl Tree {
         match target {
             Target::Command => self.child.send(signal),
             Target::Group => self.child.send_to_group(signal),
-            Target::Tree => self.processes().into_iter().for_each(|process| send_to(process, signal)),
+            Target::Tree => {
+                self.processes().into_iter().for_each(|process| send_to(process, signal));
+                if self.is_hidden() {
+                    self.child.send(signal);
+                }
+            }
         }
+    }
+
+    /// Whether `/proc` is missing, or does not show us the command. That one we know without.
+    fn is_hidden(&self) -> bool {
+        !self.has_ended.get() && Process::of(self.child.pid()).is_none()
     }
 
     /// Who is stopped cannot fork, so after some looks there is nobody new; and a storm of forks does not keep us here.
     fn freeze(&self) {
+        if self.is_hidden() {
+            self.child.send(libc::SIGSTOP);
+        }
         let mut frozen = self.frozen.borrow_mut();
         for _ in 0..LOOKS {
             let running: Vec<Process> = self.processes().into_iter().filter(|process| !process.is_stopped()).collect();
@@ -197,6 +210,9 @@ impl Tree {
 
     fn thaw(&self) {
         self.frozen.take().into_iter().for_each(|process| send_to(process, libc::SIGCONT));
+        if self.is_hidden() {
+            self.child.send(libc::SIGCONT);
+        }
     }
 
     /// Those left behind that nobody was told about yet.
