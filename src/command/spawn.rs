@@ -255,8 +255,8 @@ mod tests {
         verdict(lost, &node, &manner(lifetime, on_lost))
     }
 
-    fn expiring(milliseconds: u64) -> Result<Loss, StoreError> {
-        Ok(Loss::Expiring(Duration::from_millis(milliseconds)))
+    fn expiring(milliseconds: u64) -> Loss {
+        Loss::Expiring(Duration::from_millis(milliseconds))
     }
 
     fn refused() -> Result<Loss, StoreError> {
@@ -287,7 +287,7 @@ mod tests {
             (900, 0, "killing the command before"),
             (0, 0, "may be somebody else's already: killing the command"),
         ] {
-            let (permission, said) = on(&expiring(left), LifetimeChoice::Ephemeral, OnLost::Stop);
+            let (permission, said) = on(&Ok(expiring(left)), LifetimeChoice::Ephemeral, OnLost::Stop);
             assert_eq!(permission, Permission::Revoked { within: Duration::from_millis(within) });
             assert!(said.starts_with("cannot confirm our session in time: ") && said.contains(text), "{said}");
         }
@@ -303,7 +303,7 @@ mod tests {
 
     #[test]
     fn who_wants_a_loss_ignored_is_only_told() {
-        for lost in [Ok(Loss::Removed), expiring(6000), expiring(0), refused()] {
+        for lost in [Ok(Loss::Removed), Ok(expiring(6000)), Ok(expiring(0)), refused()] {
             for lifetime in LIFETIMES {
                 let (permission, text) = on(&lost, lifetime, OnLost::Ignore);
                 assert_eq!(permission, Permission::Given);
