@@ -9,10 +9,10 @@ use super::bench::{BINARY, Bench, LIMIT, Run, children, on_every_store, send};
 use super::terminal::Terminal;
 use super::zookeeper::Server;
 
-/// What the server below grants.
+/// What the hasty server grants.
 const SESSION: Duration = Duration::from_secs(4);
-/// Shorter than a session by the grace, the time to kill and a heartbeat.
-const SHORT: Duration = Duration::from_millis(800);
+/// Too short to be noticed.
+const SHORT: Duration = Duration::from_millis(500);
 const BOUND: [&str; 6] = ["--ephemeral", "--grace", "500ms", "--group", "own", "-n"];
 
 /// A server whose sessions end soon.
@@ -75,6 +75,15 @@ fn a_bound_lock_is_a_lock_like_any_other(bench: &Bench) {
     bench.remove(&format!("/bound/{node}"));
     run.end().failed(123, "was removed while the command runs: stopping it");
     assert!(bench.queue("/bound").is_empty());
+}
+
+#[test]
+fn a_grace_that_no_session_has_room_for_is_refused() {
+    let server = hasty();
+    let bench = Bench::on(&server.address());
+    let ended = bench.run(["--ephemeral", "--grace", "3s", "-n", "/long", "echo", "ran"]);
+    assert_eq!(ended.failed(125, "a session of 4s ends too soon for a command that may take 4s to end").stdout(), "");
+    assert!(bench.queue("/long").is_empty());
 }
 
 #[test]
@@ -175,6 +184,29 @@ fn ctrl_z_for_longer_than_the_session_loses_the_lock() {
     new.signal(libc::SIGTERM);
     assert_eq!(new.end().died_of(), libc::SIGTERM);
     assert!(bench.queue("/key").is_empty());
+}
+
+#[test]
+fn whoever_stood_still_and_is_known_yet_goes_on_when_that_is_known() {
+    let server = Server::start("tickTime=500\nmaxSessionTimeout=6000");
+    let bench = Bench::on(&server.address());
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("lines");
+    let run = start(&bench, "/known", &writer("old", &file)).ready();
+    grows(&file);
+    let command = children(run.pid())[0];
+    run.signal(libc::SIGSTOP);
+    send(-command, libc::SIGSTOP);
+    // Longer than we can trust a session of six seconds, and shorter than it lasts.
+    thread::sleep(Duration::from_secs(4));
+    run.signal(libc::SIGCONT);
+    run.warns("the command stands still until we know");
+    run.warns("is ours still: the command goes on");
+    // By the CONT that was held back.
+    grows(&file);
+    run.signal(libc::SIGTERM);
+    assert_eq!(run.end().died_of(), libc::SIGTERM);
+    assert!(bench.queue("/known").is_empty());
 }
 
 #[test]
