@@ -21,6 +21,8 @@ pub enum Result {
     },
     /// The command could not be executed, for this reason.
     NotExecuted(Option<i32>),
+    /// The lock was lost before the command could be started.
+    Lost,
     Failed,
 }
 
@@ -56,6 +58,7 @@ impl Result {
             Result::Failed => Leave::With(FAILED),
             Result::NotExecuted(Some(libc::ENOENT)) => Leave::With(NOT_FOUND),
             Result::NotExecuted(_) => Leave::With(CANNOT_EXECUTE),
+            Result::Lost => Leave::With(LOST),
             Result::Interrupted(signal) => Leave::BySignal(signal),
             Result::Ran { outcome: Outcome { ending, cause }, is_released, signal_exit } => match (ending, cause) {
                 (_, Cause::Revoked) => Leave::With(LOST),
@@ -123,6 +126,7 @@ mod tests {
     fn what_is_ours_has_its_own_numbers() {
         let ending = Ending::Exited(0);
         assert_eq!(ran(ending, Cause::Revoked, true), Leave::With(123));
+        assert_eq!(Result::Lost.leave(), Leave::With(123));
         assert_eq!(Result::Done.leave(), Leave::With(0));
         assert_eq!(Result::No.leave(), Leave::With(1));
         assert_eq!(Result::TimedOut { status: TIMED_OUT }.leave(), Leave::With(124));

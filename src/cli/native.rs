@@ -9,7 +9,9 @@ use clap::parser::ValueSource;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use super::{Answer, values};
-use crate::command::{Action, Address, GroupChoice, HeirloomChoice, Manner, OnLost, Request, Wait, WaitLimit, Wish};
+use crate::command::{
+    Action, Address, GroupChoice, HeirloomChoice, LifetimeChoice, Manner, OnLost, Request, Wait, WaitLimit, Wish,
+};
 use crate::exit::{self, SignalExit};
 use crate::lock::{AbsolutePath, Identifier, LockPath, Mode, NodePath, PathError};
 use crate::report::Verbosity;
@@ -30,13 +32,14 @@ const SIGNAL_EXITS: [(&str, SignalExit); 3] =
     [("auto", SignalExit::Auto), ("code", SignalExit::Code), ("raise", SignalExit::Raise)];
 
 /// What says how a command is run; a subcommand runs none.
-const SPAWN_ONLY: [(&str, &str); 11] = [
+const SPAWN_ONLY: [(&str, &str); 12] = [
     ("node", "--node"),
     ("lock_type", "--lock-type"),
     ("kill_after", "--kill-after"),
     ("orphans", "--orphans"),
     ("grace", "--grace"),
     ("on_lost", "--on-lost"),
+    ("ephemeral", "--ephemeral"),
     ("forward_to", "--forward-to"),
     ("group", "--group"),
     ("pdeathsig", "--pdeathsig"),
@@ -261,6 +264,16 @@ struct SpawnOnly {
         value_parser = one_of(ON_LOST)
     )]
     on_lost: OnLost,
+    /// Bind the lock to our session with the servers
+    ///
+    /// By default a lock stays until it is released, whatever becomes of us. With this it goes when the host does, and nobody
+    /// has to remove it. In exchange the command is stopped when the servers cannot be reached for about half the session of
+    /// 30 s: TERM, and KILL after --grace, before the session can have expired; the status is 123. Ctrl-Z or a host that sleeps
+    /// for longer than the session loses the lock: the command stands still until that is known, and is killed.
+    /// --on-lost=ignore lets it run on in each case. With file: nothing changes: the kernel keeps a lock exactly as long as the
+    /// work runs.
+    #[arg(long)]
+    ephemeral: bool,
     /// Whom signals are passed on to
     #[arg(
         long,
@@ -322,6 +335,7 @@ impl SpawnOnly {
             target: self.forward_to,
             group: self.group,
             on_lost: self.on_lost,
+            lifetime: if self.ephemeral { LifetimeChoice::Ephemeral } else { LifetimeChoice::Persistent },
             death_signal: self.pdeathsig,
             signal_exit: self.signal_exit,
             heirloom: if self.close { HeirloomChoice::Close } else { HeirloomChoice::PassOn },

@@ -15,7 +15,9 @@ use std::time::{Duration, SystemTime};
 use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
-pub use self::request::{Action, Address, GroupChoice, HeirloomChoice, Manner, OnLost, Request, Wait, WaitLimit, Wish};
+pub use self::request::{
+    Action, Address, GroupChoice, HeirloomChoice, LifetimeChoice, Manner, OnLost, Request, Wait, WaitLimit, Wish,
+};
 use crate::error::Error;
 use crate::exit;
 use crate::lock::{

@@ -64,6 +64,7 @@ pub struct Manner {
     pub target: Target,
     pub group: GroupChoice,
     pub on_lost: OnLost,
+    pub lifetime: LifetimeChoice,
     /// What the kernel sends the command when we are gone.
     pub death_signal: Option<i32>,
     pub signal_exit: SignalExit,
@@ -76,6 +77,15 @@ pub enum GroupChoice {
     Auto,
     Own,
     Same,
+}
+
+/// What keeps the lock while the command runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LifetimeChoice {
+    /// The node: it stays whatever becomes of us and the servers.
+    Persistent,
+    /// Our session with the servers, where there are any: without it the command must not run.
+    Ephemeral,
 }
 
 /// What happens when the lock is taken away while the command runs.

@@ -1,16 +1,24 @@
 //! Runs a command while its lock is held.
 
+use std::cell::Cell;
+use std::convert::Infallible;
 use std::ffi::OsString;
 use std::future::pending;
+use std::time::Duration;
 
+use tokio::sync::{oneshot, watch};
 use tracing::{debug, warn};
 
-use super::{Acquired, Context, GroupChoice, HELD, HeirloomChoice, Manner, OnLost, Wish, say_what_is_left};
+use super::{Acquired, Context, GroupChoice, HELD, HeirloomChoice, LifetimeChoice, Manner, OnLost, Wish, say_what_is_left};
 use crate::error::Error;
 use crate::exit;
-use crate::lock::{Identifier, Lifetime, Limit, NodePath, Place, Removal, Store, StoreError, hold};
+use crate::lock::{Doubt, Identifier, Lifetime, Limit, Loss, NodePath, Place, Removal, Store, StoreError, hold};
 use crate::report;
-use crate::supervise::{Cause, Ending, Group, Outcome, Program, Rules, SuperviseError, supervise};
+use crate::supervise::{Cause, Ending, Group, Outcome, Permission, Program, Rules, SuperviseError, supervise};
+
+/// Kept of a session's last moments for what takes time though nobody has any: we are woken, everybody is found and killed, and
+/// a process in the middle of a system call ends when that is done.
+const TO_KILL: Duration = Duration::from_secs(1);
 
 pub async fn spawn<S: Store>(
     store: &S,
@@ -20,7 +28,7 @@ pub async fn spawn<S: Store>(
     limit: Limit,
     context: &mut Context<'_>,
 ) -> Result<exit::Result, Error> {
-    let lifetime = Lifetime::Spawned;
+    let lifetime = lifetime(manner);
     let place = match context.acquire(store, wish, lifetime, limit).await? {
         Acquired::Ours(place) => place,
         Acquired::Not(result) => return Ok(result),
@@ -28,26 +36,39 @@ pub async fn spawn<S: Store>(
     let node = wish.lock.node(&place.name);
     context.say(format_args!("Got lock on {}", wish.lock));
     context.say(format_args!("Running your command {}", readable(words)));
-    let lost = async {
-        match (store.lost(&wish.lock, &place.name, lifetime, &mut |_| ()).await, manner.on_lost) {
-            (Ok(_), OnLost::Stop) => warn!("{node} was removed while the command runs: stopping it"),
-            (Ok(_), OnLost::Ignore) => {
-                warn!("{node} was removed while the command runs, which goes on without the lock");
-                pending::<()>().await;
-            }
-            (Err(error), _) => {
-                warn!("{error}: if {node} is taken away, nobody will notice");
-                pending::<()>().await;
-            }
-        }
-    };
+    let (permit, permission) = watch::channel(Permission::Given);
+    let how_it_was_lost = Cell::new(None);
+    let watching = watch_over(store, &node, manner, &permit, &how_it_was_lost);
     let program = Program::new(words, &variables(wish, &node, &place)).map_err(SuperviseError::Exec);
     let program = program.and_then(|program| match (store.heirloom(&place.name), manner.heirloom) {
         (Some(heirloom), HeirloomChoice::PassOn) => program.inherits(&*heirloom).map_err(SuperviseError::Fork),
         (Some(_), HeirloomChoice::Close) | (None, _) => Ok(program),
     });
-    let run = async { supervise(&program?, rules(manner), manner.death_signal, &mut context.signals, lost).await };
-    let (ran, left) = hold(store, &node, run).await;
+    let supervised = async {
+        // The lock is looked at first, at every wake-up: the supervisor relies on it.
+        tokio::select! {
+            biased;
+            never = watching => match never {},
+            ran = async { supervise(&program?, rules(manner), manner.death_signal, &mut context.signals, permission).await } => ran,
+        }
+    };
+    // A session that expires takes its node along, so nobody waits for servers that cannot be reached.
+    let (leave_to_session, left_to_session) = oneshot::channel();
+    let run = async {
+        let ran = supervised.await;
+        match how_it_was_lost.take() {
+            Some(Loss::Expiring(_)) if is_revoked(&ran) => {
+                _ = leave_to_session.send(ran);
+                pending().await
+            }
+            Some(Loss::Expiring(_) | Loss::Removed) | None => ran,
+        }
+    };
+    let (ran, left) = tokio::select! {
+        biased;
+        held = hold(store, &node, run) => held,
+        Ok(ran) = left_to_session => (ran, Ok(Removal::Missing)),
+    };
     let is_released = tell_what_was_left(left, &node, &ran, context);
     match ran {
         Ok(outcome) => {
@@ -58,9 +79,82 @@ pub async fn spawn<S: Store>(
             let result = match &error {
                 SuperviseError::Exec(error) => exit::Result::NotExecuted(error.raw_os_error()),
                 SuperviseError::Fork(_) => exit::Result::Failed,
+                SuperviseError::Revoked => exit::Result::Lost,
             };
             report::error(&Error::Supervise { command: readable(&words[..1]), error }, None);
             Ok(result)
+        }
+    }
+}
+
+fn lifetime(manner: &Manner) -> Lifetime {
+    match manner.lifetime {
+        LifetimeChoice::Persistent => Lifetime::Spawned,
+        LifetimeChoice::Ephemeral => Lifetime::Session { notice: manner.grace.saturating_add(TO_KILL) },
+    }
+}
+
+/// Permits the command to run as long as the lock is ours.
+///
+/// # Cancellation
+/// Only reads, so it may be dropped; that is the only end it has.
+async fn watch_over<S: Store>(
+    store: &S,
+    node: &NodePath,
+    manner: &Manner,
+    permit: &watch::Sender<Permission>,
+    how_it_was_lost: &Cell<Option<Loss>>,
+) -> Infallible {
+    let mut tell = |doubt| match (doubt, manner.on_lost) {
+        (Doubt::Arisen | Doubt::Dispelled, OnLost::Ignore) => {}
+        (Doubt::Arisen, OnLost::Stop) => {
+            permit.send_replace(Permission::Doubtful);
+            warn!("we stood still, and {node} may be somebody else's by now: the command stands still until we know");
+        }
+        (Doubt::Dispelled, OnLost::Stop) => {
+            permit.send_replace(Permission::Given);
+            warn!("{node} is ours still: the command goes on");
+        }
+    };
+    let lost = store.lost(&node.lock, &node.name, lifetime(manner), &mut tell).await;
+    how_it_was_lost.set(lost.as_ref().ok().copied());
+    let (permission, text) = verdict(&lost, node, manner);
+    permit.send_replace(permission);
+    warn!("{text}");
+    pending().await
+}
+
+/// What a loss means for the command, and what a person reads about it.
+fn verdict(lost: &Result<Loss, StoreError>, node: &NodePath, manner: &Manner) -> (Permission, String) {
+    let given = Permission::Given;
+    let revoked = |within| Permission::Revoked { within };
+    match (lost, manner.on_lost, manner.lifetime) {
+        (Ok(Loss::Removed), OnLost::Stop, _) => {
+            (revoked(manner.grace), format!("{node} was removed while the command runs: stopping it"))
+        }
+        (Ok(Loss::Removed), OnLost::Ignore, _) => {
+            (given, format!("{node} was removed while the command runs, which goes on without the lock"))
+        }
+        (Ok(Loss::Expiring(left)), OnLost::Stop, _) => {
+            let within = left.saturating_sub(TO_KILL);
+            let what = if left.is_zero() {
+                format!("{node} may be somebody else's already: killing the command")
+            } else if within.is_zero() {
+                format!("killing the command before {node} can be somebody else's")
+            } else {
+                format!("stopping the command before {node} can be somebody else's")
+            };
+            (revoked(within), format!("cannot confirm our session in time: {what}"))
+        }
+        (Ok(Loss::Expiring(_)), OnLost::Ignore, _) => {
+            (given, format!("cannot confirm our session in time: the command goes on without the lock, {node} is lost"))
+        }
+        // It was an answer, so the session lives as yet, and there is time for the whole grace.
+        (Err(error), OnLost::Stop, LifetimeChoice::Ephemeral) => {
+            (revoked(manner.grace), format!("{error}: nobody can tell whether {node} is ours still: stopping the command"))
+        }
+        (Err(error), OnLost::Ignore, _) | (Err(error), OnLost::Stop, LifetimeChoice::Persistent) => {
+            (given, format!("{error}: if {node} is taken away, nobody will notice"))
         }
     }
 }
@@ -75,6 +169,10 @@ fn rules(manner: &Manner) -> Rules {
     Rules { group, target, orphans, kill_after, grace }
 }
 
+fn is_revoked(ran: &Result<Outcome, SuperviseError>) -> bool {
+    matches!(ran, Ok(Outcome { cause: Cause::Revoked, .. }) | Err(SuperviseError::Revoked))
+}
+
 /// Says whether the lock is free.
 fn tell_what_was_left(
     left: Result<Removal, StoreError>,
@@ -82,10 +180,9 @@ fn tell_what_was_left(
     ran: &Result<Outcome, SuperviseError>,
     context: &Context<'_>,
 ) -> bool {
-    let is_revoked = matches!(ran, Ok(Outcome { cause: Cause::Revoked, .. }));
     match left {
         Ok(Removal::Removed) => context.say(format_args!("Unlocked '{node}'")),
-        Ok(Removal::Missing | Removal::Changed) if is_revoked => debug!("{node} is gone, as we knew"),
+        Ok(Removal::Missing | Removal::Changed) if is_revoked(ran) => debug!("{node} is gone, as we knew"),
         Ok(Removal::Missing | Removal::Changed) => warn!("{node} was gone before it was released"),
         Err(error) => {
             report::error(&error, None);
@@ -127,4 +224,91 @@ fn tell_how_it_ended(words: &[OsString], outcome: Outcome) {
 fn readable(words: &[OsString]) -> String {
     let words: Vec<String> = words.iter().map(|word| Identifier(word.as_encoded_bytes().to_vec()).to_string()).collect();
     words.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::SignalExit;
+    use crate::supervise::{Orphans, Target};
+
+    const GRACE: Duration = Duration::from_secs(5);
+    const LIFETIMES: [LifetimeChoice; 2] = [LifetimeChoice::Persistent, LifetimeChoice::Ephemeral];
+
+    fn manner(lifetime: LifetimeChoice, on_lost: OnLost) -> Manner {
+        Manner {
+            kill_after: None,
+            grace: GRACE,
+            orphans: Orphans::Kill,
+            target: Target::Command,
+            group: GroupChoice::Own,
+            on_lost,
+            lifetime,
+            death_signal: None,
+            signal_exit: SignalExit::Auto,
+            heirloom: HeirloomChoice::PassOn,
+        }
+    }
+
+    fn on(lost: &Result<Loss, StoreError>, lifetime: LifetimeChoice, on_lost: OnLost) -> (Permission, String) {
+        let node = NodePath::parse("/db/00__lock__0000000007").unwrap();
+        verdict(lost, &node, &manner(lifetime, on_lost))
+    }
+
+    fn expiring(milliseconds: u64) -> Loss {
+        Loss::Expiring(Duration::from_millis(milliseconds))
+    }
+
+    fn refused() -> Result<Loss, StoreError> {
+        Err(StoreError::Refused { place: "h:2181".to_owned(), what: "to watch /db".to_owned(), cause: "no".to_owned() })
+    }
+
+    #[test]
+    fn a_bound_lock_is_told_of_early_enough_for_the_grace_and_the_kill() {
+        assert_eq!(lifetime(&manner(LifetimeChoice::Persistent, OnLost::Stop)), Lifetime::Spawned);
+        let notice = Duration::from_secs(6);
+        assert_eq!(lifetime(&manner(LifetimeChoice::Ephemeral, OnLost::Stop)), Lifetime::Session { notice });
+    }
+
+    #[test]
+    fn whoever_took_the_node_away_gave_the_command_its_whole_grace() {
+        for lifetime in LIFETIMES {
+            let (permission, text) = on(&Ok(Loss::Removed), lifetime, OnLost::Stop);
+            assert_eq!(permission, Permission::Revoked { within: GRACE });
+            assert!(text.contains("was removed while the command runs: stopping it"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_session_that_expires_leaves_time_for_the_kill_or_none_at_all() {
+        for (left, within, text) in [
+            (6000, 5000, "stopping the command before /db/00__lock__0000000007 can be somebody else's"),
+            (1500, 500, "stopping the command before"),
+            (900, 0, "killing the command before"),
+            (0, 0, "may be somebody else's already: killing the command"),
+        ] {
+            let (permission, said) = on(&Ok(expiring(left)), LifetimeChoice::Ephemeral, OnLost::Stop);
+            assert_eq!(permission, Permission::Revoked { within: Duration::from_millis(within) });
+            assert!(said.starts_with("cannot confirm our session in time: ") && said.contains(text), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_store_that_cannot_look_is_enough_for_a_persistent_node_and_not_for_a_session() {
+        assert_eq!(on(&refused(), LifetimeChoice::Persistent, OnLost::Stop).0, Permission::Given);
+        let (permission, text) = on(&refused(), LifetimeChoice::Ephemeral, OnLost::Stop);
+        assert_eq!(permission, Permission::Revoked { within: GRACE });
+        assert!(text.starts_with("h:2181 refused to watch /db: no: nobody can tell"), "{text}");
+    }
+
+    #[test]
+    fn who_wants_a_loss_ignored_is_only_told() {
+        for lost in [Ok(Loss::Removed), Ok(expiring(6000)), Ok(expiring(0)), refused()] {
+            for lifetime in LIFETIMES {
+                let (permission, text) = on(&lost, lifetime, OnLost::Ignore);
+                assert_eq!(permission, Permission::Given);
+                assert!(!text.contains("stopping") && !text.contains("killing"), "{text}");
+            }
+        }
+    }
 }

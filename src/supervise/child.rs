@@ -435,16 +435,14 @@ impl Child {
         unsafe { libc::kill(group, signal) };
     }
 
-    /// Stops this process as the command was stopped, and lets both go on when it is continued.
+    /// Stops this process as the command was stopped, and returns when it is continued. The command has the terminal then, and
+    /// is not continued.
     pub fn stop_with(&self, signal: i32) {
         self.give_terminal_to_us();
         stop_ourselves(signal);
         match self.group {
             Group::Same | Group::Own => {}
-            Group::Foreground => {
-                self.lead_group();
-                self.send_to_group(libc::SIGCONT);
-            }
+            Group::Foreground => self.lead_group(),
         }
     }
 
@@ -518,19 +516,22 @@ pub fn watched<T: AsFd + AsRawFd>(fd: T) -> io::Result<AsyncFd<T>> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
     Stopped(i32),
+    Continued,
     Ended(Ending),
 }
 
-/// The next child that stopped or ended, if there is one; one that ended is reaped. Signals merge, so ask until there is none.
+/// The next child that stopped, was continued or ended, if there is one; one that ended is reaped. Signals merge, so ask until there is none.
 pub fn next_change() -> Option<(i32, Change)> {
     let mut status = 0;
     // SAFETY: status lives here.
-    let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG | libc::WUNTRACED) };
+    let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG | libc::WUNTRACED | libc::WCONTINUED) };
     if pid <= 0 {
         return None;
     }
     let change = if libc::WIFSTOPPED(status) {
         Change::Stopped(libc::WSTOPSIG(status))
+    } else if libc::WIFCONTINUED(status) {
+        Change::Continued
     } else if libc::WIFSIGNALED(status) {
         Change::Ended(Ending::Signaled { number: libc::WTERMSIG(status), dumped_core: libc::WCOREDUMP(status) })
     } else {

@@ -32,6 +32,11 @@ impl Process {
         Process::of(self.pid) == Some(self)
     }
 
+    /// Whether it is stopped: it does nothing until it is continued.
+    pub fn is_stopped(self) -> bool {
+        stat(self.pid).is_some_and(|stat| stat.state == 'T')
+    }
+
     /// Its name, on one line whatever it is.
     pub fn name(self) -> String {
         stat(self.pid).map(|stat| stat.name.escape_debug().to_string()).unwrap_or_default()

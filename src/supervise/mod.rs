@@ -8,11 +8,12 @@ mod words;
 
 use std::cell::{Cell, RefCell};
 use std::fs::File;
-use std::future::Future;
+use std::future::ready;
 use std::io;
-use std::pin::pin;
 use std::process;
 
+use tokio::sync::watch;
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
@@ -22,7 +23,7 @@ use self::descendants::{Process, children, descendants};
 use self::policy::{Action, Event, Policy};
 pub use self::policy::{Cause, Orphans, Outcome, Rules, Target};
 pub use self::signals::Signals;
-pub use self::words::{Ending, Group};
+pub use self::words::{Ending, Group, Permission};
 
 #[derive(Debug, thiserror::Error)]
 pub enum SuperviseError {
@@ -32,6 +33,9 @@ pub enum SuperviseError {
     /// Nothing was started.
     #[error("cannot start a process: {0}")]
     Fork(io::Error),
+    /// Nothing was started.
+    #[error("its permission was revoked before it was started")]
+    Revoked,
 }
 
 impl Group {
@@ -52,7 +56,14 @@ impl Group {
     }
 }
 
-/// Runs a command to its end: passes signals on, and stops it once `revoked` is ready.
+/// So many looks at the tree a freeze may take; all but the first find who was forked during the one before.
+const LOOKS: usize = 16;
+
+/// Runs a command to its end: passes signals on, lets it stand still while its permission is in doubt, and stops it once that
+/// is revoked.
+///
+/// Whoever gives the permission is to be polled before this, at every wake-up: we may have stood still ourselves, and before
+/// anybody is continued it is to be known what became of the permission.
 ///
 /// `death_signal` is what the kernel sends the command when we are gone. When this returns the command has been reaped, and
 /// what it left behind is gone too, as the rules have it.
@@ -64,46 +75,66 @@ pub async fn supervise(
     rules: Rules,
     death_signal: Option<i32>,
     signals: &mut Signals,
-    revoked: impl Future<Output = ()>,
+    mut permission: watch::Receiver<Permission>,
 ) -> Result<Outcome, SuperviseError> {
+    // Signals that come now are passed on when there is a command.
+    let is_known = permission.wait_for(|permission| *permission != Permission::Doubtful).await;
+    if is_known.is_ok_and(|permission| matches!(*permission, Permission::Revoked { .. })) {
+        return Err(SuperviseError::Revoked);
+    }
     adopt_orphans();
     let start = Start { group: rules.group, death_signal };
     let us = process::id().cast_signed();
     let others = RefCell::new(children(us).into_iter().filter_map(Process::of).collect());
     let (child, exec) = spawn(program, &start, signals.inherited()).map_err(SuperviseError::Fork)?;
-    let tree = Tree { child, us, others, told: RefCell::default(), has_ended: Cell::new(false) };
+    let tree = Tree { child, us, others, told: RefCell::default(), frozen: RefCell::default(), has_ended: Cell::new(false) };
     let mut policy = Policy::new(rules, us, tree.child.pid());
     let mut exec_error = None;
     let mut is_executing = true;
-    let mut revoked = pin!(revoked);
-    let mut is_revoked = false;
+    let mut has_resumed = false;
     let mut deadline: Option<Instant> = None;
-    loop {
+    'waiting: loop {
+        // What is over by now comes before the signals, the one among them that continues the command.
         let event = tokio::select! {
             biased;
+            Ok(()) = permission.changed() => Some(Event::Permission(*permission.borrow())),
+            () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
+                deadline = None;
+                Some(Event::Deadline)
+            }
+            () = ready(()), if has_resumed => {
+                has_resumed = false;
+                Some(Event::Resumed)
+            }
             signal = signals.next() => signal.ok().map(Event::Signal),
             outcome = exec.outcome(), if is_executing => {
                 is_executing = false;
                 exec_error = outcome.err();
                 None
             }
-            () = revoked.as_mut(), if !is_revoked => {
-                is_revoked = true;
-                Some(Event::Revoked)
-            }
-            () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
-                deadline = None;
-                Some(Event::Deadline)
-            }
         };
+        let mut news = None;
+        if matches!(event, Some(Event::Resumed | Event::Signal(_))) {
+            // Perhaps we stood still, and in the middle of this turn: before anybody goes on the permission is looked at again.
+            yield_now().await;
+            if matches!(permission.has_changed(), Ok(true)) {
+                news = Some(Event::Permission(*permission.borrow_and_update()));
+            }
+        }
         // One after the other: a signal is passed on before the command is reaped, never after.
-        for event in event.into_iter().chain(tree.changes()) {
+        for event in news.into_iter().chain(event).chain(tree.changes()) {
             for action in policy.on(event) {
                 match action {
                     Action::Send(signal, target) => tree.send(signal, target),
+                    Action::Freeze => tree.freeze(),
+                    Action::Thaw => tree.thaw(),
                     Action::TellOrphans => _ = tree.tell(),
                     Action::AskOrphans => tree.ask_to_end(),
-                    Action::Stop(signal) => tree.child.stop_with(signal),
+                    Action::Stop(signal) => {
+                        tree.child.stop_with(signal);
+                        has_resumed = true;
+                        continue 'waiting;
+                    }
                     Action::WaitFor(time) => {
                         let then = Instant::now() + time;
                         deadline = Some(deadline.map_or(then, |earlier| earlier.min(then)));
@@ -129,6 +160,8 @@ struct Tree {
     others: RefCell<Vec<Process>>,
     /// Whom the command left behind, and a person was told about.
     told: RefCell<Vec<Process>>,
+    /// Whom we stopped, and have to continue.
+    frozen: RefCell<Vec<Process>>,
     has_ended: Cell<bool>,
 }
 
@@ -142,7 +175,43 @@ impl Tree {
         match target {
             Target::Command => self.child.send(signal),
             Target::Group => self.child.send_to_group(signal),
-            Target::Tree => self.processes().into_iter().for_each(|process| send_to(process, signal)),
+            Target::Tree => {
+                self.processes().into_iter().for_each(|process| send_to(process, signal));
+                if self.is_hidden() {
+                    self.child.send(signal);
+                }
+            }
+        }
+    }
+
+    /// Whether `/proc` is missing, or does not show us the command. That one we know without.
+    fn is_hidden(&self) -> bool {
+        !self.has_ended.get() && Process::of(self.child.pid()).is_none()
+    }
+
+    /// Who is stopped cannot fork, so after some looks there is nobody new; and a storm of forks does not keep us here.
+    fn freeze(&self) {
+        if self.is_hidden() {
+            self.child.send(libc::SIGSTOP);
+        }
+        let mut frozen = self.frozen.borrow_mut();
+        for _ in 0..LOOKS {
+            let running: Vec<Process> = self.processes().into_iter().filter(|process| !process.is_stopped()).collect();
+            for process in &running {
+                send_to(*process, libc::SIGSTOP);
+            }
+            let new: Vec<Process> = running.into_iter().filter(|process| !frozen.contains(process)).collect();
+            if new.is_empty() {
+                return;
+            }
+            frozen.extend(new);
+        }
+    }
+
+    fn thaw(&self) {
+        self.frozen.take().into_iter().for_each(|process| send_to(process, libc::SIGCONT));
+        if self.is_hidden() {
+            self.child.send(libc::SIGCONT);
         }
     }
 
@@ -172,6 +241,7 @@ impl Tree {
         let changes = std::iter::from_fn(next_change).filter(|(pid, _)| *pid == self.child.pid());
         let events = changes.map(|(_, change)| match change {
             Change::Stopped(signal) => Event::Stopped(signal),
+            Change::Continued => Event::Continued,
             Change::Ended(ending) => {
                 self.has_ended.set(true);
                 Event::Ended { ending, leaves: !self.is_alone() }

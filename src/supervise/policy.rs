@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::words::{Ending, Group, STOPPING, Sender, Signal};
+use super::words::{Ending, Group, Permission, STOPPING, Sender, Signal};
 
 /// Whom a signal is passed on to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +40,10 @@ pub enum Event {
     Signal(Signal),
     /// The command was stopped by this signal; it has not ended.
     Stopped(i32),
+    /// It was continued, by whomever.
+    Continued,
+    /// We had stopped as the command was ([`Action::Stop`]), and go on.
+    Resumed,
     /// The command was reaped. `leaves`: whether something that it started still runs.
     Ended {
         ending: Ending,
@@ -49,8 +53,8 @@ pub enum Event {
     Alone,
     /// The command has ended, and something that it started still runs; perhaps somebody new.
     Orphans,
-    /// The permission to run was withdrawn.
-    Revoked,
+    /// The permission to run, as it is now.
+    Permission(Permission),
     /// The time asked for last is over.
     Deadline,
 }
@@ -58,6 +62,10 @@ pub enum Event {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     Send(i32, Target),
+    /// Stop the command and everything that it started, whoever is not stopped yet.
+    Freeze,
+    /// Continue whom [`Action::Freeze`] stopped, and nobody else.
+    Thaw,
     /// Tell a person what the command left behind, whoever was not told of yet.
     TellOrphans,
     /// Tell of them, and send them TERM, and CONT: who is stopped could not react to TERM.
@@ -94,7 +102,7 @@ pub struct Policy {
     /// Bit n-1: signal n was sent to us.
     seen: u64,
     stopped: bool,
-    is_revoked: bool,
+    permit: Permit,
     /// Whether the time of [`Rules::kill_after`] runs.
     is_to_be_killed: bool,
     phase: Phase,
@@ -112,6 +120,18 @@ enum Phase {
     },
 }
 
+/// What became of the permission to run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Permit {
+    Given,
+    /// Everybody stands still. `held_back`: who is to be continued afterwards because somebody asked for that meanwhile.
+    Doubtful {
+        held_back: Vec<Target>,
+    },
+    /// For good.
+    Revoked,
+}
+
 /// Whether there is an end to our patience.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Clock {
@@ -125,12 +145,14 @@ const KILL_AGAIN: Duration = Duration::from_millis(50);
 impl Policy {
     pub fn new(rules: Rules, us: i32, command: i32) -> Policy {
         let phase = Phase::Running { clock: Clock::Stands };
-        Policy { rules, us, command, seen: 0, stopped: false, is_revoked: false, is_to_be_killed: false, phase }
+        Policy { rules, us, command, seen: 0, stopped: false, permit: Permit::Given, is_to_be_killed: false, phase }
     }
 
     pub fn on(&mut self, event: Event) -> Vec<Action> {
         match event {
             Event::Signal(signal) => self.on_signal(signal),
+            // Our own doing; the terminal stops nobody who is stopped.
+            Event::Stopped(libc::SIGSTOP) if self.is_doubtful() => vec![],
             Event::Stopped(signal) => {
                 self.stopped = true;
                 match self.rules.group {
@@ -138,32 +160,77 @@ impl Policy {
                     Group::Same | Group::Foreground | Group::Own => vec![],
                 }
             }
-            Event::Revoked if self.is_revoked => vec![],
-            Event::Revoked => {
-                self.is_revoked = true;
-                self.run_clock();
-                ask_to_end(Target::Tree, self.rules.grace).into()
+            // By somebody who does not know of the doubt.
+            Event::Continued if self.is_doubtful() => vec![Action::Freeze],
+            Event::Continued => {
+                self.stopped = false;
+                vec![]
             }
+            Event::Resumed => match self.rules.group {
+                // The shell continues our group only.
+                Group::Foreground => self.go_on(Target::Group),
+                Group::Same | Group::Own => vec![],
+            },
+            Event::Permission(permission) => self.on_permission(permission),
             Event::Deadline => match self.phase {
                 Phase::Running { clock: Clock::Stands } | Phase::Sweeping { clock: Clock::Stands, .. } => vec![],
-                Phase::Running { clock: Clock::Runs } | Phase::Sweeping { clock: Clock::Runs, .. } => {
-                    vec![Action::Send(libc::SIGKILL, Target::Tree), Action::WaitFor(KILL_AGAIN)]
-                }
+                Phase::Running { clock: Clock::Runs } | Phase::Sweeping { clock: Clock::Runs, .. } => kill().into(),
             },
             Event::Ended { ending, leaves } => self.on_end(Outcome { ending, cause: self.cause(ending) }, leaves),
-            Event::Orphans => match (self.phase, self.rules.orphans) {
-                (Phase::Running { .. }, _) => vec![],
-                (Phase::Sweeping { .. }, Orphans::Kill) => vec![Action::AskOrphans],
-                (Phase::Sweeping { .. }, Orphans::Wait | Orphans::Leave) if self.is_revoked => vec![Action::AskOrphans],
-                (Phase::Sweeping { .. }, Orphans::Wait | Orphans::Leave) => vec![Action::TellOrphans],
+            Event::Orphans => match (self.phase, self.rules.orphans, &self.permit) {
+                (Phase::Running { .. }, _, _) => vec![],
+                (Phase::Sweeping { .. }, _, Permit::Doubtful { .. }) => vec![Action::Freeze],
+                (Phase::Sweeping { .. }, Orphans::Kill, _) | (Phase::Sweeping { .. }, _, Permit::Revoked) => {
+                    vec![Action::AskOrphans]
+                }
+                (Phase::Sweeping { .. }, Orphans::Wait | Orphans::Leave, Permit::Given) => vec![Action::TellOrphans],
             },
             Event::Alone => match self.phase {
                 Phase::Running { .. } => vec![],
                 Phase::Sweeping { outcome: Outcome { ending, cause }, .. } => {
-                    let cause = if self.is_revoked { Cause::Revoked } else { cause };
+                    let cause = if self.permit == Permit::Revoked { Cause::Revoked } else { cause };
                     vec![Action::Finish(Outcome { ending, cause })]
                 }
             },
+        }
+    }
+
+    fn on_permission(&mut self, permission: Permission) -> Vec<Action> {
+        match (permission, std::mem::replace(&mut self.permit, Permit::Given)) {
+            (Permission::Revoked { within }, permit) => {
+                self.permit = Permit::Revoked;
+                self.run_clock();
+                let grace = self.rules.grace.min(within);
+                match permit {
+                    // Nobody may work on.
+                    _ if grace.is_zero() => kill().into(),
+                    Permit::Given | Permit::Doubtful { .. } => ask_to_end(Target::Tree, grace).into(),
+                    // They were asked already; the time may have become shorter.
+                    Permit::Revoked => vec![Action::WaitFor(grace)],
+                }
+            }
+            // What was taken is not given back.
+            (Permission::Given | Permission::Doubtful, Permit::Revoked) => {
+                self.permit = Permit::Revoked;
+                vec![]
+            }
+            (Permission::Given, Permit::Given) => vec![],
+            (Permission::Given, Permit::Doubtful { held_back }) => {
+                let mut actions = vec![Action::Thaw];
+                actions.extend(held_back.into_iter().flat_map(|target| self.go_on(target)));
+                if let Phase::Sweeping { outcome, .. } = self.phase {
+                    actions.extend(self.sweep(outcome));
+                }
+                actions
+            }
+            (Permission::Doubtful, Permit::Given) => {
+                self.permit = Permit::Doubtful { held_back: Vec::new() };
+                vec![Action::Freeze]
+            }
+            (Permission::Doubtful, permit @ Permit::Doubtful { .. }) => {
+                self.permit = permit;
+                vec![]
+            }
         }
     }
 
@@ -175,16 +242,30 @@ impl Policy {
             Phase::Running { clock } | Phase::Sweeping { clock, .. } => clock,
         };
         self.phase = Phase::Sweeping { outcome, clock };
-        match (self.rules.orphans, clock) {
+        match (&self.permit, self.rules.orphans) {
             // They were told already, with the command.
-            (_, Clock::Runs) if self.is_revoked => vec![],
-            (Orphans::Leave, _) => vec![Action::Finish(outcome)],
-            (Orphans::Wait, _) => vec![Action::TellOrphans],
-            (Orphans::Kill, _) => {
+            (Permit::Revoked, _) => vec![],
+            // They run on without us, so they are not left standing.
+            (Permit::Doubtful { .. }, Orphans::Leave) => vec![Action::Thaw, Action::Finish(outcome)],
+            (Permit::Doubtful { .. }, Orphans::Kill | Orphans::Wait) => vec![Action::Freeze],
+            (Permit::Given, _) => self.sweep(outcome),
+        }
+    }
+
+    /// What becomes of those who were left behind.
+    fn sweep(&mut self, outcome: Outcome) -> Vec<Action> {
+        match self.rules.orphans {
+            Orphans::Leave => vec![Action::Finish(outcome)],
+            Orphans::Wait => vec![Action::TellOrphans],
+            Orphans::Kill => {
                 self.run_clock();
                 vec![Action::AskOrphans, Action::WaitFor(self.rules.grace)]
             }
         }
+    }
+
+    fn is_doubtful(&self) -> bool {
+        matches!(self.permit, Permit::Doubtful { .. })
     }
 
     fn run_clock(&mut self) {
@@ -217,22 +298,39 @@ impl Policy {
             Phase::Running { .. } => self.rules.target,
             Phase::Sweeping { .. } => Target::Tree,
         };
-        let mut actions = vec![Action::Send(number, target)];
         if number == libc::SIGCONT {
-            self.stopped = false;
+            return self.go_on(target);
         }
+        let mut actions = vec![Action::Send(number, target)];
         if let (libc::SIGTERM, false, Some(kill_after)) = (number, self.is_to_be_killed, self.rules.kill_after) {
             self.is_to_be_killed = true;
             self.run_clock();
             // A stopped command could not react to TERM.
-            actions.extend([Action::Send(libc::SIGCONT, target), Action::WaitFor(kill_after)]);
+            actions.extend(self.go_on(target));
+            actions.push(Action::WaitFor(kill_after));
         }
         actions
     }
 
+    /// Continues them, once there is no doubt.
+    fn go_on(&mut self, target: Target) -> Vec<Action> {
+        match &mut self.permit {
+            Permit::Doubtful { held_back } => {
+                if !held_back.contains(&target) {
+                    held_back.push(target);
+                }
+                vec![]
+            }
+            Permit::Given | Permit::Revoked => {
+                self.stopped = false;
+                vec![Action::Send(libc::SIGCONT, target)]
+            }
+        }
+    }
+
     fn cause(&self, ending: Ending) -> Cause {
         match ending {
-            _ if self.is_revoked => Cause::Revoked,
+            _ if self.permit == Permit::Revoked => Cause::Revoked,
             Ending::Signaled { number, .. } if self.seen & (1 << (number - 1)) != 0 => Cause::Passed,
             Ending::Signaled { .. } | Ending::Exited(_) => Cause::Own,
         }
@@ -242,6 +340,11 @@ impl Policy {
 /// TERM, and CONT: who is stopped could not react to TERM. After the grace there is a deadline.
 fn ask_to_end(target: Target, grace: Duration) -> [Action; 3] {
     [Action::Send(libc::SIGTERM, target), Action::Send(libc::SIGCONT, target), Action::WaitFor(grace)]
+}
+
+/// All at once; those who are left, again.
+fn kill() -> [Action; 2] {
+    [Action::Send(libc::SIGKILL, Target::Tree), Action::WaitFor(KILL_AGAIN)]
 }
 
 /// What a terminal sends to its whole foreground group.
@@ -276,12 +379,35 @@ mod tests {
         Action::Send(number, Target::Command)
     }
 
-    fn to_tree(number: i32) -> Action {
+    const fn to_tree(number: i32) -> Action {
         Action::Send(number, Target::Tree)
     }
 
     fn finish(ending: Ending, cause: Cause) -> [Action; 1] {
         [Action::Finish(Outcome { ending, cause })]
+    }
+
+    const ORPHANS: [Orphans; 3] = [Orphans::Kill, Orphans::Wait, Orphans::Leave];
+    const KILLED: [Action; 2] = [to_tree(libc::SIGKILL), Action::WaitFor(KILL_AGAIN)];
+
+    const fn asked(grace: Duration) -> [Action; 3] {
+        [to_tree(libc::SIGTERM), to_tree(libc::SIGCONT), Action::WaitFor(grace)]
+    }
+
+    fn permitted(policy: &mut Policy) -> Vec<Action> {
+        policy.on(Event::Permission(Permission::Given))
+    }
+
+    fn doubted(policy: &mut Policy) -> Vec<Action> {
+        policy.on(Event::Permission(Permission::Doubtful))
+    }
+
+    fn revoked(policy: &mut Policy, within: Duration) -> Vec<Action> {
+        policy.on(Event::Permission(Permission::Revoked { within }))
+    }
+
+    fn ended(policy: &mut Policy, leaves: bool) -> Vec<Action> {
+        policy.on(Event::Ended { ending: GOOD, leaves })
     }
 
     fn by(number: i32) -> Ending {
@@ -337,7 +463,7 @@ mod tests {
         assert_eq!(on(&mut policy, libc::SIGINT, SOMEBODY), [send(libc::SIGINT)]);
         assert_eq!(on(&mut policy, libc::SIGTERM, SOMEBODY), [term, cont, Action::WaitFor(kill_after)]);
         assert_eq!(on(&mut policy, libc::SIGTERM, SOMEBODY), [term]);
-        assert_eq!(policy.on(Event::Deadline), [to_tree(libc::SIGKILL), Action::WaitFor(KILL_AGAIN)]);
+        assert_eq!(policy.on(Event::Deadline), KILLED);
     }
 
     #[test]
@@ -359,25 +485,193 @@ mod tests {
 
     #[test]
     fn a_revoked_tree_is_asked_to_end_once_and_killed_after_its_grace() {
-        for orphans in [Orphans::Kill, Orphans::Wait, Orphans::Leave] {
+        for orphans in ORPHANS {
             for leaves in [false, true] {
                 let rules = Rules { orphans, kill_after: Some(Duration::from_mins(1)), ..rules(Group::Own) };
                 let mut policy = Policy::new(rules, US, COMMAND);
                 on(&mut policy, libc::SIGTERM, SOMEBODY);
-                let asked = [to_tree(libc::SIGTERM), to_tree(libc::SIGCONT), Action::WaitFor(GRACE)];
-                assert_eq!(policy.on(Event::Revoked), asked);
-                assert_eq!(policy.on(Event::Revoked), []);
-                let killed = [to_tree(libc::SIGKILL), Action::WaitFor(KILL_AGAIN)];
-                assert_eq!(policy.on(Event::Deadline), killed);
+                assert_eq!(revoked(&mut policy, GRACE), asked(GRACE));
+                assert_eq!(policy.on(Event::Deadline), KILLED);
                 let ended = policy.on(Event::Ended { ending: by(libc::SIGKILL), leaves });
                 if leaves {
                     assert_eq!(ended, []);
-                    assert_eq!(policy.on(Event::Deadline), killed);
+                    assert_eq!(policy.on(Event::Orphans), [Action::AskOrphans]);
+                    assert_eq!(policy.on(Event::Deadline), KILLED);
                     assert_eq!(policy.on(Event::Alone), finish(by(libc::SIGKILL), Cause::Revoked));
                 } else {
                     assert_eq!(ended, finish(by(libc::SIGKILL), Cause::Revoked));
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_grace_ends_within_the_time_that_is_left_and_without_any_all_are_killed_at_once() {
+        let second = Duration::from_secs(1);
+        for (within, grace) in [(Duration::MAX, GRACE), (GRACE, GRACE), (second, second)] {
+            assert_eq!(revoked(&mut policy(Group::Own), within), asked(grace));
+        }
+        assert_eq!(revoked(&mut policy(Group::Own), Duration::ZERO), KILLED);
+        let no_grace = Rules { grace: Duration::ZERO, ..rules(Group::Own) };
+        assert_eq!(revoked(&mut Policy::new(no_grace, US, COMMAND), GRACE), KILLED);
+    }
+
+    #[test]
+    fn what_was_revoked_can_only_end_sooner() {
+        let second = Duration::from_secs(1);
+        let mut policy = policy(Group::Own);
+        assert_eq!(revoked(&mut policy, GRACE), asked(GRACE));
+        assert_eq!(permitted(&mut policy), []);
+        assert_eq!(doubted(&mut policy), []);
+        // Of two deadlines the earlier one counts.
+        assert_eq!(revoked(&mut policy, second), [Action::WaitFor(second)]);
+        assert_eq!(revoked(&mut policy, Duration::ZERO), KILLED);
+        assert_eq!(policy.on(Event::Deadline), KILLED);
+        assert_eq!(ended(&mut policy, false), finish(GOOD, Cause::Revoked));
+    }
+
+    #[test]
+    fn in_doubt_all_stand_still_and_go_on_when_it_is_dispelled() {
+        for group in GROUPS {
+            let mut policy = policy(group);
+            assert_eq!(permitted(&mut policy), []);
+            for _ in 0..2 {
+                assert_eq!(doubted(&mut policy), [Action::Freeze]);
+                assert_eq!(doubted(&mut policy), []);
+                assert_eq!(policy.on(Event::Stopped(libc::SIGSTOP)), [], "as we did it");
+                assert_eq!(policy.on(Event::Deadline), []);
+                assert_eq!(policy.on(Event::Alone), []);
+                assert_eq!(policy.on(Event::Orphans), []);
+                assert_eq!(policy.on(Event::Continued), [Action::Freeze], "by somebody who knows of no doubt");
+                assert_eq!(permitted(&mut policy), [Action::Thaw]);
+                assert_eq!(policy.on(Event::Continued), []);
+                assert_eq!(permitted(&mut policy), []);
+            }
+        }
+    }
+
+    #[test]
+    fn in_doubt_signals_are_passed_on_but_nobody_is_continued_before_it_is_dispelled() {
+        for group in GROUPS {
+            let mut policy = policy(group);
+            policy.on(Event::Stopped(libc::SIGSTOP));
+            doubted(&mut policy);
+            for number in (1..=64).filter(|number| ![libc::SIGCHLD, libc::SIGCONT].contains(number)) {
+                assert_eq!(on(&mut policy, number, SOMEBODY), [send(number)], "{number}");
+            }
+            assert_eq!(on(&mut policy, libc::SIGCONT, SOMEBODY), []);
+            assert_eq!(on(&mut policy, libc::SIGCONT, SOMEBODY), []);
+            assert_eq!(permitted(&mut policy), [Action::Thaw, send(libc::SIGCONT)]);
+            assert_eq!(permitted(&mut policy), []);
+        }
+    }
+
+    #[test]
+    fn who_was_stopped_before_a_doubt_and_not_continued_since_stays_stopped() {
+        let mut policy = policy(Group::Same);
+        policy.on(Event::Stopped(libc::SIGSTOP));
+        assert_eq!(doubted(&mut policy), [Action::Freeze]);
+        // Which continues only whom the freeze had stopped.
+        assert_eq!(permitted(&mut policy), [Action::Thaw]);
+        assert_eq!(on(&mut policy, libc::SIGCONT, SOMEBODY), [send(libc::SIGCONT)], "we know that it is stopped yet");
+    }
+
+    #[test]
+    fn the_time_to_kill_runs_in_doubt_too() {
+        let kill_after = Duration::from_secs(3);
+        let mut policy = Policy::new(Rules { kill_after: Some(kill_after), ..rules(Group::Own) }, US, COMMAND);
+        doubted(&mut policy);
+        assert_eq!(on(&mut policy, libc::SIGTERM, SOMEBODY), [send(libc::SIGTERM), Action::WaitFor(kill_after)]);
+        assert_eq!(policy.on(Event::Deadline), KILLED);
+        assert_eq!(permitted(&mut policy), [Action::Thaw, send(libc::SIGCONT)]);
+    }
+
+    #[test]
+    fn a_doubt_that_comes_true_ends_all_from_where_they_stand() {
+        for group in GROUPS {
+            for within in [GRACE, Duration::ZERO] {
+                let mut policy = policy(group);
+                doubted(&mut policy);
+                on(&mut policy, libc::SIGCONT, SOMEBODY);
+                let expected = if within.is_zero() { KILLED.to_vec() } else { asked(GRACE).to_vec() };
+                assert_eq!(revoked(&mut policy, within), expected);
+                assert_eq!(permitted(&mut policy), []);
+                assert_eq!(policy.on(Event::Deadline), KILLED);
+                assert_eq!(ended(&mut policy, false), finish(GOOD, Cause::Revoked));
+            }
+        }
+    }
+
+    #[test]
+    fn orphans_stand_still_in_doubt_and_what_the_rules_have_for_them_comes_afterwards() {
+        for (orphans, afterwards) in [
+            (Orphans::Kill, vec![Action::Thaw, Action::AskOrphans, Action::WaitFor(GRACE)]),
+            (Orphans::Wait, vec![Action::Thaw, Action::TellOrphans]),
+        ] {
+            for is_doubted_before in [true, false] {
+                let mut policy = Policy::new(Rules { orphans, ..rules(Group::Own) }, US, COMMAND);
+                if is_doubted_before {
+                    doubted(&mut policy);
+                    assert_eq!(ended(&mut policy, true), [Action::Freeze]);
+                } else {
+                    assert_eq!(ended(&mut policy, true), afterwards[1..]);
+                    assert_eq!(doubted(&mut policy), [Action::Freeze]);
+                }
+                assert_eq!(policy.on(Event::Orphans), [Action::Freeze], "who is seen only now, too");
+                assert_eq!(on(&mut policy, libc::SIGTERM, SOMEBODY), [to_tree(libc::SIGTERM)]);
+                assert_eq!(on(&mut policy, libc::SIGCONT, SOMEBODY), []);
+                let mut afterwards = afterwards.clone();
+                afterwards.insert(1, to_tree(libc::SIGCONT));
+                assert_eq!(permitted(&mut policy), afterwards);
+                assert_eq!(policy.on(Event::Alone), finish(GOOD, Cause::Own));
+            }
+        }
+    }
+
+    #[test]
+    fn orphans_that_may_run_on_without_us_are_not_left_standing() {
+        let mut policy = Policy::new(Rules { orphans: Orphans::Leave, ..rules(Group::Own) }, US, COMMAND);
+        doubted(&mut policy);
+        let [finished] = finish(GOOD, Cause::Own);
+        assert_eq!(ended(&mut policy, true), [Action::Thaw, finished]);
+    }
+
+    #[test]
+    fn a_command_that_ends_in_doubt_has_ended() {
+        for orphans in ORPHANS {
+            let mut policy = Policy::new(Rules { orphans, ..rules(Group::Own) }, US, COMMAND);
+            doubted(&mut policy);
+            assert_eq!(ended(&mut policy, false), finish(GOOD, Cause::Own));
+        }
+    }
+
+    #[test]
+    fn orphans_in_doubt_end_like_anybody_when_it_comes_true() {
+        for orphans in [Orphans::Kill, Orphans::Wait] {
+            for within in [GRACE, Duration::ZERO] {
+                let mut policy = Policy::new(Rules { orphans, ..rules(Group::Own) }, US, COMMAND);
+                ended(&mut policy, true);
+                doubted(&mut policy);
+                let expected = if within.is_zero() { KILLED.to_vec() } else { asked(GRACE).to_vec() };
+                assert_eq!(revoked(&mut policy, within), expected);
+                assert_eq!(policy.on(Event::Orphans), [Action::AskOrphans]);
+                assert_eq!(policy.on(Event::Deadline), KILLED);
+                assert_eq!(policy.on(Event::Alone), finish(GOOD, Cause::Revoked));
+            }
+        }
+    }
+
+    #[test]
+    fn when_we_go_on_a_group_that_the_shell_does_not_know_goes_on_with_us_unless_there_is_a_doubt() {
+        let to_group = Action::Send(libc::SIGCONT, Target::Group);
+        for (group, expected) in [(Group::Same, vec![]), (Group::Own, vec![]), (Group::Foreground, vec![to_group])] {
+            let mut policy = policy(group);
+            policy.on(Event::Stopped(libc::SIGTSTP));
+            assert_eq!(policy.on(Event::Resumed), expected);
+            policy.on(Event::Stopped(libc::SIGTSTP));
+            doubted(&mut policy);
+            assert_eq!(policy.on(Event::Resumed), []);
+            assert_eq!(permitted(&mut policy), [vec![Action::Thaw], expected].concat());
         }
     }
 
@@ -411,7 +705,7 @@ mod tests {
         assert_eq!(policy.on(Event::Orphans), [Action::AskOrphans], "who is seen later is asked, too");
         assert_eq!(on(&mut policy, libc::SIGUSR1, SOMEBODY), [to_tree(libc::SIGUSR1)]);
         for _ in 0..3 {
-            assert_eq!(policy.on(Event::Deadline), [to_tree(libc::SIGKILL), Action::WaitFor(KILL_AGAIN)]);
+            assert_eq!(policy.on(Event::Deadline), KILLED);
         }
         assert_eq!(policy.on(Event::Alone), finish(GOOD, Cause::Own));
     }
@@ -438,7 +732,7 @@ mod tests {
             let asked = [to_tree(libc::SIGTERM), to_tree(libc::SIGCONT), Action::WaitFor(kill_after)];
             assert_eq!(on(&mut policy, libc::SIGTERM, SOMEBODY), asked);
             assert_eq!(on(&mut policy, libc::SIGTERM, SOMEBODY), [to_tree(libc::SIGTERM)]);
-            assert_eq!(policy.on(Event::Deadline), [to_tree(libc::SIGKILL), Action::WaitFor(KILL_AGAIN)]);
+            assert_eq!(policy.on(Event::Deadline), KILLED);
         }
     }
 
@@ -454,9 +748,8 @@ mod tests {
     fn a_lock_lost_while_orphans_are_waited_for_ends_them() {
         let mut policy = Policy::new(Rules { orphans: Orphans::Wait, ..rules(Group::Own) }, US, COMMAND);
         policy.on(Event::Ended { ending: GOOD, leaves: true });
-        let asked = [to_tree(libc::SIGTERM), to_tree(libc::SIGCONT), Action::WaitFor(GRACE)];
-        assert_eq!(policy.on(Event::Revoked), asked);
-        assert_eq!(policy.on(Event::Deadline), [to_tree(libc::SIGKILL), Action::WaitFor(KILL_AGAIN)]);
+        assert_eq!(revoked(&mut policy, GRACE), asked(GRACE));
+        assert_eq!(policy.on(Event::Deadline), KILLED);
         assert_eq!(policy.on(Event::Alone), finish(GOOD, Cause::Revoked));
     }
 

@@ -1,5 +1,7 @@
 //! The words of the process half.
 
+use std::time::Duration;
+
 /// A signal by its raw number, so that real-time signals have one too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Signal {
@@ -16,6 +18,18 @@ pub enum Sender {
 
 /// What the terminal stops a job with.
 pub const STOPPING: [i32; 3] = [libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
+
+/// Whether the command may run, as far as whoever permits it knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Permission {
+    Given,
+    /// Perhaps it was lost, and soon somebody knows. Until then nobody works on.
+    Doubtful,
+    /// Lost for good. It can be somebody else's after this time: by then nobody works on.
+    Revoked {
+        within: Duration,
+    },
+}
 
 /// Where the command stands towards us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

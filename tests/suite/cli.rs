@@ -81,6 +81,8 @@ fn bad_input_is_refused_with_125_before_anything_is_connected() {
         (&["-E", "256", "true"], "256"),
         (&["--timout", "5s", "true"], "unexpected argument '--timout'"),
         (&["-n", "/x", "list", "/y"], "--node belongs to a command that is run"),
+        (&["--ephemeral", "lock", "/y"], "--ephemeral belongs to a command that is run"),
+        (&["list", "/y", "--ephemeral"], "--ephemeral belongs to a command that is run"),
         (&["-l", "rlock", "unlock", "/y/00__lock__0000000001"], "--lock-type belongs to a command that is run"),
         (&["reap"], "to run a command of that name write --"),
         (&["unlock"], "<NODE>..."),

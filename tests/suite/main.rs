@@ -1,6 +1,7 @@
 //! Suites that run the real binary against real servers, as one crate that links once.
 
 mod bench;
+mod bound;
 mod cli;
 mod contention;
 mod contract;

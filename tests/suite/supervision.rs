@@ -446,6 +446,16 @@ fn a_lost_lock_stops_the_whole_tree_or_is_only_told() {
 }
 
 #[test]
+fn a_lost_lock_stops_a_command_that_proc_does_not_show_too() {
+    let bench = Bench::directory();
+    let line = format!("mount -t tmpfs none /proc && exec {BINARY} -n /hidden -- sh -c 'echo ready; exec sleep 1000'");
+    let run = Run::start(bench.program("unshare", ["-rm", "sh", "-c", &line])).ready();
+    let node = bench.queue("/hidden").remove(0);
+    bench.remove(&format!("/hidden/{node}"));
+    run.end().failed(123, "was removed while the command runs: stopping it");
+}
+
+#[test]
 fn a_command_does_not_outlive_a_wrapper_that_was_killed() {
     let bench = Bench::directory();
     let run = bench.start(["-q", "-n", "/killed", "--", "sh", "-c", "echo pid $$; exec sleep 1000"]);
