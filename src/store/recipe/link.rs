@@ -42,12 +42,14 @@ struct State<S: Session> {
     session: Option<Rc<S>>,
     /// A session that no server has called expired.
     resume: Option<S::Key>,
+    /// Whether there never was one: then we cannot have seen anything that a server has not.
+    is_first: bool,
     pause: Duration,
 }
 
 impl<E: Ensemble> Link<E> {
     pub fn new(ensemble: E) -> Link<E> {
-        let state = Mutex::new(State { session: None, resume: None, pause: Duration::ZERO });
+        let state = Mutex::new(State { session: None, resume: None, is_first: true, pause: Duration::ZERO });
         let (is_answered, is_told, may_be_behind) = (Cell::new(true), Cell::new(false), Cell::new(true));
         Link { ensemble, state, trouble: RefCell::default(), is_answered, is_told, may_be_behind }
     }
@@ -120,7 +122,6 @@ impl<E: Ensemble> Link<E> {
         let first = (self.ensemble.random() % servers.len() as u128) as usize;
         let (before, after) = servers.split_at(first);
         for server in after.iter().chain(before) {
-            let resumes = state.resume.is_some();
             let opened = match self.ensemble.open(server, state.resume.as_ref(), within).await {
                 Err(OpenError::Expired) => {
                     info!("{server} says that our session has expired");
@@ -133,10 +134,11 @@ impl<E: Ensemble> Link<E> {
                 Ok(session) => {
                     debug!("session {} at {server}", session.id());
                     state.resume = Some(session.key());
-                    let caught_up = if resumes { catch_up(&session, within).await } else { Ok(()) };
+                    let caught_up = if state.is_first { Ok(()) } else { catch_up(&session, within).await };
+                    self.may_be_behind.set(state.is_first);
+                    state.is_first = false;
                     match caught_up {
                         Ok(()) => {
-                            self.may_be_behind.set(!resumes);
                             state.session = Some(Rc::new(session));
                             return;
                         }
