@@ -127,6 +127,12 @@ impl Server {
 
     /// Starts it again on the data it had. False if it ended at once, because somebody else took the port.
     pub fn restart(&mut self) -> bool {
+        self.launch();
+        self.serves()
+    }
+
+    /// Starts it, and does not wait until it serves.
+    fn launch(&mut self) {
         let mut keeper = Command::new("setsid")
             .args(["sh", "-c", KEEPER, "sh"])
             .arg(&self.directory)
@@ -140,6 +146,11 @@ impl Server {
         let length = keeper.stdout.take().expect("piped").read(&mut pid).expect("the server's pid");
         let pid = String::from_utf8_lossy(&pid[..length]).trim().parse().expect("a pid");
         self.running = Some(Running { pid, keeper, _leash: leash });
+    }
+
+    /// Waits until it serves. False if it ended, because somebody else took the port.
+    fn serves(&self) -> bool {
+        let pid = self.running.as_ref().expect("it runs").pid;
         let deadline = Instant::now() + START_LIMIT;
         while Instant::now() < deadline {
             if self.ask("srvr").contains("Mode: ") {
