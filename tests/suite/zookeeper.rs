@@ -6,6 +6,7 @@ use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// The server's own class path; with the wildcard it would find a logger that swallows its log.
@@ -214,6 +215,16 @@ fn signal(pid: i32, number: i32) {
     _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), name);
 }
 
+/// A port that is none of those which the kernel gives to outgoing connections, so that none of them takes it while its
+/// server is down. None is given twice.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound").port()
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
+    loop {
+        // Other processes begin elsewhere.
+        let number = std::process::id().wrapping_mul(101).wrapping_add(GIVEN.fetch_add(1, Ordering::SeqCst));
+        let port = 10_000 + u16::try_from(number % 20_000).expect("it is small");
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
