@@ -8,6 +8,8 @@ mod directory;
 mod docs;
 mod host;
 mod interop;
+mod judge;
+mod nemesis;
 mod outage;
 mod proxy;
 mod raw;

@@ -166,7 +166,8 @@ impl Server {
         panic!("ZooKeeper did not start:\n{}", self.log());
     }
 
-    fn log(&self) -> String {
+    /// What it wrote since it was started.
+    pub fn log(&self) -> String {
         fs::read_to_string(self.directory.join("log")).unwrap_or_default()
     }
 

@@ -1,0 +1,415 @@
+//! Many contenders, and a nemesis that breaks servers, connections and wrappers under them. The judge looks at what is left.
+//!
+//! What is done, and after how long, follows from a seed that a failing test names; when it happens to whom does not.
+//! `NEMESIS_SEEDS=1,2,3` tries others.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use super::bench::{Bench, Ended, LIMIT, Run, send};
+use super::judge::{self, OnTerm, Outcome, Plan};
+use super::proxy::{Fate, Proxy, Request};
+use super::zookeeper::Server;
+
+const LOCK: &str = "/contended";
+const WORKERS: u64 = 5;
+/// A session lasts four seconds, or one and a half.
+const SHORT: &str = "tickTime=500\nmaxSessionTimeout=4000";
+const SHORTER: &str = "tickTime=250\nmaxSessionTimeout=1500";
+const BEYOND_SHORT: Duration = Duration::from_secs(5);
+
+/// `SplitMix64`: small, and the same everywhere.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) % end
+    }
+
+    fn one_in(&mut self, number: u64) -> bool {
+        self.below(number) == 0
+    }
+
+    fn pick<T: Copy>(&mut self, of: &[T]) -> T {
+        of[usize::try_from(self.below(of.len() as u64)).expect("an index")]
+    }
+
+    fn millis(&mut self, end: u64) -> Duration {
+        Duration::from_millis(self.below(end))
+    }
+
+    /// Lets the others go on until some moment.
+    fn pause(&mut self, end: u64) {
+        thread::sleep(self.millis(end));
+    }
+}
+
+/// Names the seed if the test fails.
+struct Seed(u64);
+
+impl Drop for Seed {
+    #[allow(clippy::print_stderr, reason = "a failing test says it")]
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("the seed was {}", self.0);
+        }
+    }
+}
+
+fn seeds() -> Vec<Seed> {
+    let seeds = std::env::var("NEMESIS_SEEDS").unwrap_or_else(|_| "1".to_owned());
+    seeds.split(',').map(|seed| Seed(seed.trim().parse().expect("a number"))).collect()
+}
+
+/// Where contenders contend for one lock, and what is written down about them.
+struct Arena {
+    /// Comes to the servers directly.
+    bench: Bench,
+    directory: TempDir,
+    outcomes: Mutex<Vec<Outcome>>,
+    /// The wrappers that run, by their numbers. Locked while one is found to have ended: a pid in here is nobody else's.
+    running: Mutex<BTreeMap<u32, i32>>,
+    next: AtomicU32,
+    /// When the nemesis was done and everything was well again.
+    calm: OnceLock<Instant>,
+}
+
+impl Arena {
+    fn new(servers: &str) -> Arena {
+        Arena {
+            bench: Bench::on(servers),
+            directory: tempfile::tempdir().expect("a temporary directory"),
+            outcomes: Mutex::default(),
+            running: Mutex::default(),
+            next: AtomicU32::new(1),
+            calm: OnceLock::new(),
+        }
+    }
+
+    fn log(&self) -> PathBuf {
+        self.directory.path().join("log")
+    }
+
+    fn running(&self) -> MutexGuard<'_, BTreeMap<u32, i32>> {
+        self.running.lock().expect("not poisoned")
+    }
+
+    fn number(&self) -> u32 {
+        self.next.fetch_add(1, Ordering::SeqCst)
+    }
+
+    fn calm_plan(&self, kind: &'static str) -> Plan {
+        Plan::calm(self.number(), kind)
+    }
+
+    fn random_plan(&self, dice: &mut Dice) -> Plan {
+        Plan {
+            number: self.number(),
+            kind: dice.pick(&["lock", "rlock", "rlock", "wlock"]),
+            patience: dice.one_in(5).then(|| Duration::from_millis(100) + dice.millis(1500)),
+            term: dice.one_in(4).then(|| dice.millis(500)),
+            on_term: dice.pick(&[OnTerm::CleanUp, OnTerm::Ignore]),
+        }
+    }
+
+    fn start(&self, door: &Bench, plan: &Plan) -> Run {
+        door.start(plan.arguments(LOCK, &self.log()))
+    }
+
+    fn ended(&self, plan: Plan, ended: Ended) {
+        self.outcomes.lock().expect("not poisoned").push(Outcome { plan, ended });
+    }
+
+    /// Starts a contender, sends it TERM at its time, and writes down how it ended.
+    fn contend(&self, door: &Bench, mut plan: Plan) {
+        let started = Instant::now();
+        let mut run = self.start(door, &plan);
+        self.running().insert(plan.number, run.pid());
+        let mut term = plan.term;
+        loop {
+            {
+                let mut running = self.running();
+                if !run.is_running() {
+                    running.remove(&plan.number);
+                    break;
+                }
+            }
+            if term.is_some_and(|after| started.elapsed() >= after) {
+                term = None;
+                run.signal(libc::SIGTERM);
+            }
+            let is_late = self.calm.get().is_some_and(|calm| calm.elapsed() > LIMIT);
+            assert!(!is_late, "all is well, but it does not end: {plan:?}\n{}", run.stderr());
+            thread::sleep(Duration::from_millis(3));
+        }
+        // What was not sent is no reason to end.
+        plan.term = plan.term.filter(|_| term.is_none());
+        self.ended(plan, run.end());
+    }
+
+    /// Has workers contend, who come by this door, until the nemesis is done.
+    fn contend_while(&self, seed: &Seed, door: &Bench, nemesis: impl FnOnce(&mut Dice)) {
+        thread::scope(|scope| {
+            for worker in 1..=WORKERS {
+                let mut dice = Dice(seed.0 << 8 | worker);
+                scope.spawn(move || {
+                    while self.calm.get().is_none() {
+                        let plan = self.random_plan(&mut dice);
+                        self.contend(door, plan);
+                    }
+                });
+            }
+            // Whatever happens, the workers are to end.
+            let _done = Done(&self.calm);
+            nemesis(&mut Dice(seed.0 << 8));
+        });
+    }
+
+    /// Has the judge look at it, who expects that so many entered.
+    fn ends_well(self, least: usize) {
+        assert_eq!(processes_in(self.bench.chroot()), Vec::<String>::new(), "somebody is left");
+        let log = fs::read_to_string(self.log()).expect("a log");
+        let outcomes = self.outcomes.into_inner().expect("not poisoned");
+        let objections = judge::objections(&log, &outcomes);
+        assert!(objections.is_empty(), "{}\n{log}", objections.join("\n"));
+        let entered = judge::entered(&log);
+        assert!(entered >= least, "of {} only {entered} entered:\n{outcomes:#?}", outcomes.len());
+        self.bench.queue_reaches(LOCK, 0);
+    }
+}
+
+struct Done<'a>(&'a OnceLock<Instant>);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.set(Instant::now()).expect("it is done once");
+    }
+}
+
+/// The command lines of those who have this chroot in their environment.
+fn processes_in(chroot: &str) -> Vec<String> {
+    let setting = format!("SYNCD_SPAWN_CHROOT={chroot}\0");
+    let processes = fs::read_dir("/proc").expect("/proc").filter_map(|entry| {
+        let path = entry.ok()?.path();
+        let environment = fs::read(path.join("environ")).ok()?;
+        String::from_utf8_lossy(&environment).contains(&setting).then(|| fs::read_to_string(path.join("cmdline")).ok())?
+    });
+    processes.collect()
+}
+
+#[test]
+fn a_server_that_is_killed_again_and_again_breaks_no_promise() {
+    let mut server = Server::start("");
+    for seed in seeds() {
+        let arena = Arena::new(&server.address());
+        arena.contend_while(&seed, &arena.bench, |dice| {
+            for _ in 0..4 {
+                dice.pause(1000);
+                server.kill();
+                dice.pause(300);
+                assert!(server.restart());
+            }
+        });
+        arena.ends_well(10);
+    }
+}
+
+#[test]
+fn a_server_that_is_killed_at_any_step_of_a_run_breaks_no_promise() {
+    let mut server = Server::start("");
+    let arena = Arena::new(&server.address());
+    let (connect, close) = (Request::Connect, Request::Close);
+    // The first create is that of a directory.
+    let creates = [Request::Create; 3];
+    let deletes = [Request::Delete; 2];
+    for request in [connect].into_iter().chain(creates).chain(deletes).chain([close]) {
+        let proxy = Proxy::start(&server.address(), &[(request, Fate::Spared)]);
+        let plan = arena.calm_plan("wlock");
+        let run = arena.start(&arena.bench.through(&proxy.address()), &plan);
+        proxy.loses(1);
+        server.kill();
+        assert!(server.restart());
+        arena.ended(plan, run.end());
+        assert_eq!(arena.bench.queue(LOCK), Vec::<String>::new());
+    }
+    // While one runs, and others wait.
+    let holder = arena.bench.hold(["-n", LOCK]).ready();
+    let plans = ["wlock", "rlock", "lock"].map(|kind| arena.calm_plan(kind));
+    let waiters: Vec<_> = plans.iter().map(|plan| arena.start(&arena.bench, plan).waits()).collect();
+    server.kill();
+    holder.warns("cannot reach");
+    assert!(server.restart());
+    holder.finish().good();
+    for (plan, waiter) in plans.into_iter().zip(waiters) {
+        arena.ended(plan, waiter.end());
+    }
+    arena.ends_well(10);
+}
+
+#[test]
+fn a_server_that_is_stopped_for_longer_than_sessions_last_breaks_no_promise() {
+    let server = Server::start(SHORT);
+    for seed in seeds() {
+        let arena = Arena::new(&server.address());
+        let holder = arena.bench.hold(["-n", "/held"]).ready();
+        let waiter = arena.bench.hold(["-n", "/held"]).waits();
+        let queue = arena.bench.queue("/held");
+        arena.contend_while(&seed, &arena.bench, |dice| {
+            for _ in 0..2 {
+                dice.pause(700);
+                server.signal(libc::SIGSTOP);
+                thread::sleep(BEYOND_SHORT);
+                server.signal(libc::SIGCONT);
+            }
+            dice.pause(700);
+        });
+        assert!(server.log().contains("Expiring session"), "{}", server.log());
+        assert_eq!((arena.bench.queue("/held"), waiter.stdout()), (queue, String::new()));
+        holder.finish().good();
+        waiter.ready().finish().good();
+        arena.ends_well(10);
+    }
+}
+
+#[test]
+fn a_waiter_that_is_stopped_for_longer_than_its_session_lasts_keeps_its_place() {
+    let server = Server::start(SHORTER);
+    let bench = Bench::on(&server.address());
+    let holder = bench.hold(["-n", "/place"]).ready();
+    let stopped = bench.hold(["-n", "/place"]).waits();
+    let behind = bench.hold(["-n", "/place", "-l", "rlock", "-p", "100ms"]).waits();
+    let queue = bench.queue("/place");
+    stopped.signal(libc::SIGSTOP);
+    expires_one(&server);
+    holder.finish().good();
+    waits_on(&behind);
+    assert_eq!((bench.queue("/place"), behind.stdout()), (queue[1..].to_vec(), String::new()));
+    stopped.signal(libc::SIGCONT);
+    let stopped = stopped.ready();
+    assert_eq!((bench.queue("/place"), behind.stdout()), (queue[1..].to_vec(), String::new()));
+    stopped.finish().good();
+    behind.ready().finish().good();
+    assert!(bench.queue("/place").is_empty());
+}
+
+#[test]
+fn a_wrapper_that_is_stopped_for_longer_than_its_session_lasts_keeps_its_lock() {
+    let server = Server::start(SHORTER);
+    let bench = Bench::on(&server.address());
+    let script = "echo ready; read line; echo done; exit 7";
+    let holder = bench.start(["-n", "/kept", "--", "sh", "-c", script]);
+    let mut holder = holder.ready();
+    let waiter = bench.hold(["-n", "/kept", "-p", "100ms"]).waits();
+    let queue = bench.queue("/kept");
+    holder.signal(libc::SIGSTOP);
+    expires_one(&server);
+    // Its command ends meanwhile, and nobody is told.
+    holder.write(b"\n");
+    holder.says("done");
+    waits_on(&waiter);
+    assert_eq!((bench.queue("/kept"), waiter.stdout()), (queue, String::new()));
+    holder.signal(libc::SIGCONT);
+    assert_eq!(holder.end().code(), 7);
+    waiter.ready().finish().good();
+    assert!(bench.queue("/kept").is_empty());
+}
+
+/// Waits until the server has taken a session for dead.
+fn expires_one(server: &Server) {
+    let deadline = Instant::now() + LIMIT;
+    while !server.log().contains("Expiring session") {
+        assert!(Instant::now() < deadline, "{}", server.log());
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Waits until it has looked again, found that it still has to wait, and said so.
+fn waits_on(waiter: &Run) {
+    let said = || waiter.stderr().matches("Waiting to acquire lock").count();
+    let (before, deadline) = (said(), Instant::now() + LIMIT);
+    while said() < before + 5 {
+        assert!(Instant::now() < deadline, "{}", waiter.stderr());
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn wrappers_that_are_stopped_for_longer_than_their_sessions_last_break_no_promise() {
+    let server = Server::start(SHORTER);
+    for seed in seeds() {
+        let arena = Arena::new(&server.address());
+        arena.contend_while(&seed, &arena.bench, |dice| {
+            for _ in 0..4 {
+                dice.pause(500);
+                let stopped: Vec<i32> = {
+                    let running = arena.running();
+                    let stopped = running.values().copied().filter(|_| dice.one_in(2)).collect::<Vec<_>>();
+                    for pid in &stopped {
+                        send(*pid, libc::SIGSTOP);
+                    }
+                    stopped
+                };
+                thread::sleep(Duration::from_secs(2) + dice.millis(500));
+                let running = arena.running();
+                let still = stopped.iter().filter(|pid| running.values().any(|running| running == *pid));
+                still.for_each(|pid| send(*pid, libc::SIGCONT));
+            }
+        });
+        assert!(server.log().contains("Expiring session"), "{}", server.log());
+        arena.ends_well(10);
+    }
+}
+
+#[test]
+fn a_waiter_that_is_robbed_of_its_node_never_runs_without_one_and_gets_in_at_last() {
+    for seed in seeds() {
+        let arena = Arena::new(&Server::shared().address());
+        let mut robbed = Vec::new();
+        arena.contend_while(&seed, &arena.bench, |dice| {
+            while robbed.len() < 20 {
+                let blocker = arena.bench.hold(["-n", LOCK]).ready();
+                // Nobody behind it holds the lock, as long as it is there.
+                let waiters = queue_with_waiters(&arena.bench).split_off(1);
+                robbed.extend(waiters.into_iter().filter(|name| dice.one_in(2) && rob(&arena.bench, name)));
+                dice.pause(100);
+                blocker.finish().good();
+            }
+        });
+        let log = fs::read_to_string(arena.log()).expect("a log");
+        let ran: Vec<_> = robbed.iter().filter(|name| judge::nodes(&log).contains(format!("{LOCK}/{name}").as_str())).collect();
+        assert!(ran.is_empty(), "ran without its node: {ran:?}\n{log}");
+        arena.ends_well(10);
+    }
+}
+
+/// The queue, once there is more than its head.
+fn queue_with_waiters(bench: &Bench) -> Vec<String> {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        let queue = bench.queue(LOCK);
+        if queue.len() > 1 {
+            return queue;
+        }
+        assert!(Instant::now() < deadline, "nobody comes");
+    }
+}
+
+/// Takes a node away, as an operator would; says whether it was still there.
+fn rob(bench: &Bench, name: &str) -> bool {
+    let path = format!("{}{LOCK}/{name}", bench.chroot());
+    bench.admin(async move |client| match client.delete(&path, None).await {
+        Ok(()) => Ok(true),
+        Err(zookeeper_client::Error::NoNode) => Ok(false),
+        Err(error) => Err(error),
+    })
+}
