@@ -17,7 +17,7 @@ use super::bench::Ended;
 /// by it, and then it never entered.
 const COMMAND: &str = r#"trap '' TERM; log=$0 number=$1
 note() { echo "$1 $number $SYNCD_SPAWN_LOCK_TYPE $SYNCD_SPAWN_LOCK_NODE $SYNCD_SPAWN_FENCING_TOKEN $$" >>"$log"; }
-note enter; trap "$3" TERM; sleep 0.03; trap '' TERM; note leave; exit $2"#;
+note enter; trap "$3" TERM; sleep 0.04; trap '' TERM; note leave; exit $2"#;
 
 /// What a contender is to do.
 #[derive(Clone, Debug)]

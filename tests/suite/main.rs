@@ -13,6 +13,7 @@ mod nemesis;
 mod outage;
 mod proxy;
 mod raw;
+mod relay;
 mod signals;
 mod spawn;
 mod supervision;

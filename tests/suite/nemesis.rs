@@ -16,7 +16,8 @@ use tempfile::TempDir;
 use super::bench::{Bench, Ended, LIMIT, Run, send};
 use super::judge::{self, OnTerm, Outcome, Plan};
 use super::proxy::{Fate, Proxy, Request};
-use super::zookeeper::Server;
+use super::relay::Relay;
+use super::zookeeper::{Ensemble, Server};
 
 const LOCK: &str = "/contended";
 const WORKERS: u64 = 5;
@@ -117,7 +118,7 @@ impl Arena {
             number: self.number(),
             kind: dice.pick(&["lock", "rlock", "rlock", "wlock"]),
             patience: dice.one_in(5).then(|| Duration::from_millis(100) + dice.millis(1500)),
-            term: dice.one_in(4).then(|| dice.millis(500)),
+            term: dice.one_in(3).then(|| dice.millis(400)),
             on_term: dice.pick(&[OnTerm::CleanUp, OnTerm::Ignore]),
         }
     }
@@ -367,6 +368,148 @@ fn wrappers_that_are_stopped_for_longer_than_their_sessions_last_break_no_promis
         });
         assert!(server.log().contains("Expiring session"), "{}", server.log());
         arena.ends_well(10);
+    }
+}
+
+#[test]
+fn a_leader_that_is_killed_again_and_again_breaks_no_promise() {
+    let mut ensemble = Ensemble::start();
+    for seed in seeds() {
+        let arena = Arena::new(&ensemble.servers());
+        arena.contend_while(&seed, &arena.bench, |dice| {
+            for _ in 0..3 {
+                dice.pause(1000);
+                let leader = ensemble.leader();
+                ensemble.member(leader).kill();
+                ensemble.successor(leader);
+                ensemble.heal();
+            }
+        });
+        arena.ends_well(10);
+    }
+}
+
+#[test]
+fn a_leader_that_is_stopped_for_longer_than_sessions_last_breaks_no_promise() {
+    let ensemble = Ensemble::start();
+    for seed in seeds() {
+        let arena = Arena::new(&ensemble.servers());
+        arena.contend_while(&seed, &arena.bench, |dice| {
+            for _ in 0..2 {
+                dice.pause(700);
+                let leader = ensemble.leader();
+                ensemble.members()[leader].signal(libc::SIGSTOP);
+                let stopped = Instant::now();
+                ensemble.successor(leader);
+                thread::sleep(BEYOND_SHORT.saturating_sub(stopped.elapsed()));
+                dice.pause(700);
+                ensemble.members()[leader].signal(libc::SIGCONT);
+            }
+        });
+        arena.ends_well(10);
+    }
+}
+
+#[test]
+fn a_rolling_restart_breaks_no_promise() {
+    let mut ensemble = Ensemble::start();
+    for seed in seeds() {
+        let arena = Arena::new(&ensemble.servers());
+        let holder = arena.bench.hold(["-n", "/held"]).ready();
+        let waiter = arena.bench.hold(["-n", "/held"]).waits();
+        let queue = arena.bench.queue("/held");
+        arena.contend_while(&seed, &arena.bench, |dice| {
+            for member in 0..3 {
+                dice.pause(300);
+                ensemble.member(member).terminate();
+                ensemble.heal();
+            }
+        });
+        assert_eq!((arena.bench.queue("/held"), waiter.stdout()), (queue, String::new()));
+        holder.finish().good();
+        waiter.ready().finish().good();
+        arena.ends_well(10);
+    }
+}
+
+#[test]
+fn servers_without_a_majority_for_a_while_break_no_promise() {
+    let mut ensemble = Ensemble::start();
+    for seed in seeds() {
+        let arena = Arena::new(&ensemble.servers());
+        let holder = arena.bench.hold(["-n", "/held"]).ready();
+        let ends = arena.bench.start(["-n", "/ends", "--", "sh", "-c", "echo ready; read line; exit 3"]);
+        let mut ends = ends.ready();
+        let waiters = ["/held", "/ends"].map(|lock| arena.bench.hold(["-n", lock]).waits());
+        arena.contend_while(&seed, &arena.bench, |dice| {
+            dice.pause(700);
+            let leader = ensemble.leader();
+            ensemble.member(leader).kill();
+            ensemble.member((leader + 1) % 3).kill();
+            ends.write(b"\n");
+            for run in waiters.iter().chain([&holder]) {
+                run.warns("cannot reach");
+            }
+            dice.pause(1000);
+            ensemble.heal();
+            dice.pause(500);
+        });
+        ends.end().failed(3, "Unlocked");
+        let [waits, enters] = waiters;
+        enters.ready().finish().good();
+        assert_eq!((arena.bench.queue("/held").len(), waits.stdout()), (2, String::new()));
+        holder.finish().good();
+        waits.ready().finish().good();
+        arena.ends_well(10);
+    }
+}
+
+#[test]
+fn a_contender_whose_create_is_under_way_while_it_moves_stands_in_the_queue_once() {
+    let ensemble = Ensemble::relayed();
+    let arena = Arena::new(&ensemble.servers());
+    // The directory is there, so the first create is the contender's.
+    arena.bench.plant(&format!("{LOCK}/stranger"), "");
+    for delay in [200, 500, 800] {
+        ensemble.slow(Duration::from_millis(delay));
+        let runs: Vec<_> = ["wlock", "rlock", "lock", "rlock"]
+            .map(|kind| {
+                let losses = [(Request::Create, Fate::Unanswered)];
+                let proxies: Vec<_> =
+                    ensemble.members().iter().map(|member| Proxy::start(&member.address(), &losses)).collect();
+                let servers: Vec<_> = proxies.iter().map(Proxy::address).collect();
+                let plan = arena.calm_plan(kind);
+                let run = arena.start(&arena.bench.through(&servers.join(",")), &plan);
+                (plan, run, proxies)
+            })
+            .into();
+        for (plan, run, proxies) in runs {
+            arena.ended(plan, run.end());
+            assert!(proxies.iter().map(Proxy::lost).sum::<usize>() > 0);
+        }
+    }
+    ensemble.slow(Duration::ZERO);
+    arena.bench.queue_reaches(LOCK, 1);
+    arena.bench.remove(&format!("{LOCK}/stranger"));
+    arena.ends_well(12);
+}
+
+#[test]
+fn slow_servers_and_clients_that_move_between_them_break_no_promise() {
+    let ensemble = Ensemble::relayed();
+    for seed in seeds() {
+        let arena = Arena::new(&ensemble.servers());
+        let relays: Vec<_> = ensemble.members().iter().map(|member| Relay::start(&member.address())).collect();
+        let servers: Vec<_> = relays.iter().map(Relay::address).collect();
+        arena.contend_while(&seed, &arena.bench.through(&servers.join(",")), |dice| {
+            for _ in 0..10 {
+                ensemble.slow(Duration::from_millis(100) + dice.millis(400));
+                dice.pause(2500);
+                relays.iter().filter(|_| dice.one_in(2)).for_each(Relay::cut);
+            }
+            ensemble.slow(Duration::ZERO);
+        });
+        arena.ends_well(5);
     }
 }
 

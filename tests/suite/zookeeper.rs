@@ -1,13 +1,16 @@
 //! Real ZooKeeper servers, from Debian's package, on free loopback ports.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Condvar, Mutex, OnceLock};
 use std::time::{Duration, Instant};
+
+use super::relay::Relay;
 
 /// The server's own class path; with the wildcard it would find a logger that swallows its log.
 const JARS: [&str; 18] = [
@@ -31,6 +34,13 @@ const JARS: [&str; 18] = [
     "netty-transport-native-unix-common",
 ];
 const START_LIMIT: Duration = Duration::from_mins(1);
+/// How long one that is asked may take.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+
+/// A session lasts four seconds at the most; a member that is silent is given up after two and a half.
+const MEMBER: &str = "tickTime=500\nmaxSessionTimeout=4000\ninitLimit=20\nsyncLimit=5\nforceSync=no\n";
+/// So many ensembles run at once, however many tests do.
+const ENSEMBLES: usize = 3;
 
 /// Ends the server and removes its directory once its standard input is closed, whatever ended the tests.
 const KEEPER: &str =
@@ -173,12 +183,27 @@ impl Server {
 
     /// Asks by one of its four-letter words; an empty answer is none.
     pub fn ask(&self, word: &str) -> String {
+        self.ask_within(ANSWER_LIMIT, word)
+    }
+
+    fn ask_within(&self, limit: Duration, word: &str) -> String {
         let mut answer = String::new();
         if let Ok(mut stream) = TcpStream::connect(self.address()) {
-            stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
+            stream.set_read_timeout(Some(limit)).expect("a timeout");
             _ = stream.write_all(word.as_bytes()).and_then(|()| stream.read_to_string(&mut answer));
         }
         answer
+    }
+
+    /// Asks it to end, and waits until it hears nobody any more.
+    pub fn terminate(&mut self) {
+        self.signal(libc::SIGTERM);
+        let deadline = Instant::now() + START_LIMIT;
+        while TcpStream::connect(self.address()).is_ok() {
+            assert!(Instant::now() < deadline, "ZooKeeper does not end:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.kill();
     }
 
     /// `kill -9`; the data stays.
@@ -207,6 +232,139 @@ impl Drop for Server {
             _ = keeper.wait();
         }
         _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// Three servers that vote. Dropped, they are killed.
+pub struct Ensemble {
+    members: Vec<Server>,
+    /// By which each reaches the ports where the others hear their followers, if they are their leader.
+    relays: Vec<Relay>,
+    _turn: Turn,
+}
+
+impl Ensemble {
+    pub fn start() -> Ensemble {
+        Ensemble::start_with(Between::Nothing)
+    }
+
+    /// The same with what it takes to make them slow.
+    pub fn relayed() -> Ensemble {
+        Ensemble::start_with(Between::Relays)
+    }
+
+    fn start_with(between: Between) -> Ensemble {
+        let turn = Turn::take();
+        for _ in 0..5 {
+            let (mut members, relays) = Ensemble::prepare(between);
+            members.iter_mut().for_each(Server::launch);
+            if members.iter().all(Server::serves) {
+                return Ensemble { members, relays, _turn: turn };
+            }
+        }
+        panic!("no ZooKeeper ensemble could be started");
+    }
+
+    fn prepare(between: Between) -> (Vec<Server>, Vec<Relay>) {
+        let ports = [(); 3].map(|()| [free_port(), free_port(), free_port()]);
+        let mut relays = Vec::new();
+        let members = ports.iter().enumerate().map(|(me, [port, ..])| {
+            let mut settings = MEMBER.to_owned();
+            for (other, [_, quorum, election]) in ports.iter().enumerate() {
+                let quorum = match between {
+                    Between::Relays if other != me => {
+                        let relay = Relay::start(&format!("127.0.0.1:{quorum}"));
+                        let port = relay.port();
+                        relays.push(relay);
+                        port
+                    }
+                    Between::Relays | Between::Nothing => *quorum,
+                };
+                writeln!(settings, "server.{}=127.0.0.1:{quorum}:{election}", other + 1).expect("a string");
+            }
+            let server = Server::prepare_with(*port, &settings);
+            let data = server.directory.join("data");
+            fs::create_dir_all(&data).and_then(|()| fs::write(data.join("myid"), (me + 1).to_string())).expect("its number");
+            server
+        });
+        (members.collect(), relays)
+    }
+
+    /// The connection string of all.
+    pub fn servers(&self) -> String {
+        let addresses: Vec<_> = self.members.iter().map(Server::address).collect();
+        addresses.join(",")
+    }
+
+    pub fn members(&self) -> &[Server] {
+        &self.members
+    }
+
+    pub fn member(&mut self, number: usize) -> &mut Server {
+        &mut self.members[number]
+    }
+
+    /// The number of the leader; waits until there is one.
+    pub fn leader(&self) -> usize {
+        self.leader_among(&[0, 1, 2])
+    }
+
+    /// The leader whom the others make in place of one that was killed or stopped.
+    pub fn successor(&self, of: usize) -> usize {
+        self.leader_among(&[(of + 1) % 3, (of + 2) % 3])
+    }
+
+    fn leader_among(&self, members: &[usize]) -> usize {
+        let deadline = Instant::now() + START_LIMIT;
+        loop {
+            // One that was stopped gives no answer.
+            let leads = |member: usize| self.members[member].ask_within(ANSWER_LIMIT / 10, "srvr").contains("Mode: leader");
+            if let Some(leader) = members.iter().copied().find(|member| leads(*member)) {
+                return leader;
+            }
+            let logs: Vec<_> = members.iter().map(|member| self.members[*member].log()).collect();
+            assert!(Instant::now() < deadline, "nobody leads:\n{}", logs.join("\n\n"));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Starts again whoever was ended, and waits until all serve.
+    pub fn heal(&mut self) {
+        self.members.iter_mut().filter(|member| member.running.is_none()).for_each(Server::launch);
+        assert!(self.members.iter().all(Server::serves), "somebody took a port");
+    }
+
+    /// From now on what a follower says to its leader arrives this much later: no change is done sooner.
+    pub fn slow(&self, delay: Duration) {
+        assert!(!self.relays.is_empty(), "nothing between them can be slow");
+        self.relays.iter().for_each(|relay| relay.slow(delay));
+    }
+}
+
+/// What is between the members.
+#[derive(Clone, Copy)]
+enum Between {
+    Nothing,
+    Relays,
+}
+
+/// The right to run an ensemble.
+struct Turn;
+
+static TAKEN: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
+
+impl Turn {
+    fn take() -> Turn {
+        let taken = TAKEN.0.lock().expect("not poisoned");
+        *TAKEN.1.wait_while(taken, |taken| *taken == ENSEMBLES).expect("not poisoned") += 1;
+        Turn
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        *TAKEN.0.lock().expect("not poisoned") -= 1;
+        TAKEN.1.notify_one();
     }
 }
 
