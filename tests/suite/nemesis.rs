@@ -481,25 +481,62 @@ fn a_contender_whose_create_is_under_way_while_it_moves_stands_in_the_queue_once
     arena.bench.plant(&format!("{LOCK}/stranger"), "");
     for delay in [200, 600] {
         ensemble.slow(Duration::from_millis(delay));
-        let runs: Vec<_> = ["wlock", "rlock", "lock", "rlock"]
-            .map(|kind| {
-                let losses = [(Request::Create, Fate::Unanswered)];
-                let proxies: Vec<_> =
-                    ensemble.members().iter().map(|member| Proxy::start(&member.address(), &losses)).collect();
-                let servers: Vec<_> = proxies.iter().map(Proxy::address).collect();
-                let plan = arena.calm_plan(kind);
-                let run = arena.start(&arena.bench.through(&servers.join(",")), &plan);
-                (plan, run, proxies)
-            })
-            .into();
+        let runs = [("wlock", false), ("rlock", false), ("lock", true), ("wlock", true), ("rlock", true), ("lock", false)];
+        let runs = runs.map(|(kind, is_terminated)| {
+            let losses = [(Request::Create, Fate::Unanswered)];
+            let proxies: Vec<_> = ensemble.members().iter().map(|member| Proxy::start(&member.address(), &losses)).collect();
+            let servers: Vec<_> = proxies.iter().map(Proxy::address).collect();
+            let term = is_terminated.then_some(Duration::ZERO);
+            let plan = Plan { term, ..arena.calm_plan(kind) };
+            let run = arena.start(&arena.bench.through(&servers.join(",")), &plan);
+            (plan, run, proxies)
+        });
         for (plan, run, proxies) in runs {
+            let deadline = Instant::now() + LIMIT;
+            while proxies.iter().all(|proxy| proxy.lost() == 0) {
+                assert!(Instant::now() < deadline, "no create was lost: {}", run.stderr());
+                thread::sleep(Duration::from_millis(1));
+            }
+            if plan.term.is_some() {
+                run.signal(libc::SIGTERM);
+            }
             arena.ended(plan, run.end());
-            assert!(proxies.iter().map(Proxy::lost).sum::<usize>() > 0);
         }
     }
     ensemble.slow(Duration::ZERO);
     arena.bench.queue_reaches(LOCK, 1);
     arena.bench.remove(&format!("{LOCK}/stranger"));
+    arena.ends_well();
+}
+
+#[test]
+fn a_create_that_is_stuck_in_a_slow_server_never_lands_after_the_contender_has_moved() {
+    let ensemble = Ensemble::relayed();
+    let arena = Arena::new(&ensemble.servers());
+    let stranger = format!("{LOCK}/stranger");
+    arena.bench.plant(&stranger, "");
+    let leader = ensemble.leader();
+    let (slow, other) = (&ensemble.members()[(leader + 1) % 3], &ensemble.members()[(leader + 2) % 3]);
+    let mut runs = Vec::new();
+    ensemble.slow_one((leader + 1) % 3, Duration::from_secs(1));
+    for to in [other, &ensemble.members()[leader]].repeat(2) {
+        // First there, and then not any more.
+        let mut losses = vec![(Request::Create, Fate::Unanswered)];
+        losses.resize(1000, (Request::Connect, Fate::Eaten));
+        let proxies = [Proxy::start(&slow.address(), &losses), Proxy::start(&to.address(), &[(Request::Connect, Fate::Eaten)])];
+        let servers = proxies.iter().map(Proxy::address).collect::<Vec<_>>().join(",");
+        let plan = arena.calm_plan("wlock");
+        let run = arena.start(&arena.bench.through(&servers), &plan);
+        runs.push((plan, run, proxies));
+    }
+    for (plan, run, proxies) in runs {
+        arena.ended(plan, run.end());
+        assert!(proxies[0].lost() > 0);
+    }
+    // What goes by the slow server now arrives after what is stuck there.
+    Bench::on(&slow.address()).plant("/behind", "");
+    arena.bench.queue_reaches(LOCK, 1);
+    arena.bench.remove(&stranger);
     arena.ends_well();
 }
 

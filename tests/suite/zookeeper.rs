@@ -238,7 +238,7 @@ impl Drop for Server {
 /// Three servers that vote. Dropped, they are killed.
 pub struct Ensemble {
     members: Vec<Server>,
-    /// By which each reaches the ports where the others hear their followers, if they are their leader.
+    /// By which each reaches the ports where the others hear their followers, if they are their leader; two for each in turn.
     relays: Vec<Relay>,
     _turn: Turn,
 }
@@ -334,10 +334,17 @@ impl Ensemble {
         assert!(self.members.iter().all(Server::serves), "somebody took a port");
     }
 
-    /// From now on what a follower says to its leader arrives this much later: no change is done sooner.
+    /// From now on what followers say to their leader arrives this much later: no change is done sooner.
     pub fn slow(&self, delay: Duration) {
+        (0..3).for_each(|member| self.slow_one(member, delay));
+    }
+
+    /// The same for one follower: what it was asked for is done so much later, and the others need not wait for it.
+    pub fn slow_one(&self, member: usize, delay: Duration) {
         assert!(!self.relays.is_empty(), "nothing between them can be slow");
-        self.relays.iter().for_each(|relay| relay.slow(delay));
+        for relay in &self.relays[2 * member..2 * member + 2] {
+            relay.slow(delay);
+        }
     }
 }
 
