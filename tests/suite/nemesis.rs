@@ -301,7 +301,7 @@ fn a_waiter_that_is_stopped_for_longer_than_its_session_lasts_keeps_its_place() 
     let behind = bench.hold(["-n", "/place", "-l", "rlock", "-p", "100ms"]).waits();
     let queue = bench.queue("/place");
     stopped.signal(libc::SIGSTOP);
-    expires_one(&server);
+    expire(&server, 1);
     holder.finish().good();
     waits_on(&behind);
     assert_eq!((bench.queue("/place"), behind.stdout()), (queue[1..].to_vec(), String::new()));
@@ -323,7 +323,7 @@ fn a_wrapper_that_is_stopped_for_longer_than_its_session_lasts_keeps_its_lock() 
     let waiter = bench.hold(["-n", "/kept", "-p", "100ms"]).waits();
     let queue = bench.queue("/kept");
     holder.signal(libc::SIGSTOP);
-    expires_one(&server);
+    expire(&server, 1);
     // Its command ends meanwhile, and nobody is told.
     holder.write(b"\n");
     holder.says("done");
@@ -335,10 +335,34 @@ fn a_wrapper_that_is_stopped_for_longer_than_its_session_lasts_keeps_its_lock() 
     assert!(bench.queue("/kept").is_empty());
 }
 
-/// Waits until the server has taken a session for dead.
-fn expires_one(server: &Server) {
+#[test]
+fn a_contender_whose_session_expires_while_its_create_is_in_doubt_stands_in_the_queue_once() {
+    let server = Server::start(SHORTER);
+    let arena = Arena::new(&server.address());
+    let stranger = format!("{LOCK}/stranger");
+    arena.bench.plant(&stranger, "");
+    for (number, fate) in (1..).zip([Fate::Unanswered, Fate::Eaten]) {
+        // Not heard again before it is stopped.
+        let mut losses = vec![(Request::Create, fate)];
+        losses.resize(4, (Request::Connect, Fate::Eaten));
+        let proxy = Proxy::start(&server.address(), &losses);
+        let plan = arena.calm_plan("wlock");
+        let run = arena.start(&arena.bench.through(&proxy.address()), &plan);
+        proxy.loses(1);
+        run.signal(libc::SIGSTOP);
+        expire(&server, number);
+        run.signal(libc::SIGCONT);
+        arena.ended(plan, run.end());
+        arena.bench.queue_reaches(LOCK, 1);
+    }
+    arena.bench.remove(&stranger);
+    arena.ends_well();
+}
+
+/// Waits until the server has taken so many sessions for dead.
+fn expire(server: &Server, number: usize) {
     let deadline = Instant::now() + LIMIT;
-    while !server.log().contains("Expiring session") {
+    while server.log().matches("Expiring session").count() < number {
         assert!(Instant::now() < deadline, "{}", server.log());
         thread::sleep(Duration::from_millis(20));
     }
@@ -479,19 +503,24 @@ fn a_contender_whose_create_is_under_way_while_it_moves_stands_in_the_queue_once
     let arena = Arena::new(&ensemble.servers());
     // The directory is there, so the first create is the contender's.
     arena.bench.plant(&format!("{LOCK}/stranger"), "");
+    let leader = ensemble.leader();
+    let (one, other) = (&ensemble.members()[(leader + 1) % 3], &ensemble.members()[(leader + 2) % 3]);
     for delay in [200, 600] {
         ensemble.slow(Duration::from_millis(delay));
-        let runs = [("wlock", false), ("rlock", false), ("lock", true), ("wlock", true), ("rlock", true), ("lock", false)];
+        let runs = [("lock", true), ("wlock", false), ("wlock", true), ("rlock", false), ("rlock", true), ("lock", false)];
         let runs = runs.map(|(kind, is_terminated)| {
-            let losses = [(Request::Create, Fate::Unanswered)];
-            let proxies: Vec<_> = ensemble.members().iter().map(|member| Proxy::start(&member.address(), &losses)).collect();
-            let servers: Vec<_> = proxies.iter().map(Proxy::address).collect();
+            let proxies = if is_terminated {
+                let losses = [(Request::Create, Fate::Unanswered)];
+                ensemble.members().iter().map(|member| Proxy::start(&member.address(), &losses)).collect()
+            } else {
+                moving(one, other)
+            };
             let term = is_terminated.then_some(Duration::ZERO);
             let plan = Plan { term, ..arena.calm_plan(kind) };
-            let run = arena.start(&arena.bench.through(&servers.join(",")), &plan);
+            let run = arena.start(&arena.bench.through(&addresses(&proxies)), &plan);
             (plan, run, proxies)
         });
-        for (plan, run, proxies) in runs {
+        for (plan, run, proxies) in &runs {
             let deadline = Instant::now() + LIMIT;
             while proxies.iter().all(|proxy| proxy.lost() == 0) {
                 assert!(Instant::now() < deadline, "no create was lost: {}", run.stderr());
@@ -500,6 +529,8 @@ fn a_contender_whose_create_is_under_way_while_it_moves_stands_in_the_queue_once
             if plan.term.is_some() {
                 run.signal(libc::SIGTERM);
             }
+        }
+        for (plan, run, _proxies) in runs {
             arena.ended(plan, run.end());
         }
     }
@@ -520,13 +551,9 @@ fn a_create_that_is_stuck_in_a_slow_server_never_lands_after_the_contender_has_m
     let mut runs = Vec::new();
     ensemble.slow_one((leader + 1) % 3, Duration::from_secs(1));
     for to in [other, &ensemble.members()[leader]].repeat(2) {
-        // First there, and then not any more.
-        let mut losses = vec![(Request::Create, Fate::Unanswered)];
-        losses.resize(1000, (Request::Connect, Fate::Eaten));
-        let proxies = [Proxy::start(&slow.address(), &losses), Proxy::start(&to.address(), &[(Request::Connect, Fate::Eaten)])];
-        let servers = proxies.iter().map(Proxy::address).collect::<Vec<_>>().join(",");
+        let proxies = moving(slow, to);
         let plan = arena.calm_plan("wlock");
-        let run = arena.start(&arena.bench.through(&servers), &plan);
+        let run = arena.start(&arena.bench.through(&addresses(&proxies)), &plan);
         runs.push((plan, run, proxies));
     }
     for (plan, run, proxies) in runs {
@@ -538,6 +565,18 @@ fn a_create_that_is_stuck_in_a_slow_server_never_lands_after_the_contender_has_m
     arena.bench.queue_reaches(LOCK, 1);
     arena.bench.remove(&stranger);
     arena.ends_well();
+}
+
+/// Ways to two servers: a contender comes to the one, and once its create is there it can only come to the other.
+fn moving(from: &Server, to: &Server) -> Vec<Proxy> {
+    let mut losses = vec![(Request::Create, Fate::Unanswered)];
+    losses.resize(1000, (Request::Connect, Fate::Eaten));
+    vec![Proxy::start(&from.address(), &losses), Proxy::start(&to.address(), &[(Request::Connect, Fate::Eaten)])]
+}
+
+fn addresses(proxies: &[Proxy]) -> String {
+    let addresses: Vec<_> = proxies.iter().map(Proxy::address).collect();
+    addresses.join(",")
 }
 
 #[test]
