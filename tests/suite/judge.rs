@@ -134,7 +134,7 @@ pub fn objections(log: &str, outcomes: &[Outcome]) -> Vec<String> {
 /// What is wrong with how it ended, given how often its command ran.
 fn objection_to(outcome: &Outcome, runs: u32) -> Option<String> {
     let Outcome { plan, ended } = outcome;
-    let is_cut_off = ended.stderr.contains("syncd-spawn: cannot reach ");
+    let is_cut_off = ended.stderr.lines().any(|line| line.starts_with("syncd-spawn: cannot reach "));
     let expected = match (ended.status.code().and_then(|code| u32::try_from(code).ok()), ended.status.signal()) {
         (Some(code), _) if code == plan.status() => Some(1),
         (Some(code), _) if code == plan.cleaned_up() && plan.on_term == OnTerm::CleanUp && plan.term.is_some() => Some(1),
