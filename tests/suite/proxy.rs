@@ -5,10 +5,17 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::{Duration, Instant};
+
+use super::bench::LIMIT;
 
 /// Requests, by their numbers in ZooKeeper's protocol.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Request {
+    /// The close of a session.
+    Close = -11,
+    /// The first on a connection, which asks for a session; ZooKeeper's number for what becomes of it.
+    Connect = -10,
     Delete = 2,
     Sync = 9,
     List = 8,
@@ -74,6 +81,15 @@ impl Proxy {
         format!("127.0.0.1:{}", self.port)
     }
 
+    /// Waits until so many requests were lost, or spared.
+    pub fn loses(&self, number: usize) {
+        let deadline = Instant::now() + LIMIT;
+        while self.lost() < number {
+            assert!(Instant::now() < deadline, "only {} of {number} came", self.lost());
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// How many requests were lost so far.
     pub fn lost(&self) -> usize {
         self.shared.lost.load(Ordering::SeqCst)
@@ -118,10 +134,11 @@ impl Shared {
             }
             let mut body = vec![0; u32::from_be_bytes(length) as usize];
             client.read_exact(&mut body).ok()?;
-            // The first is the request for a session, which has no number.
-            let kind =
-                body.get(4..8).filter(|_| !is_first).map(|kind| i32::from_be_bytes(kind.try_into().expect("four bytes")));
-            is_first = false;
+            // The first is the request for a session, which says no number.
+            let kind = match std::mem::replace(&mut is_first, false) {
+                true => Some(Request::Connect as i32),
+                false => body.get(4..8).map(|kind| i32::from_be_bytes(kind.try_into().expect("four bytes"))),
+            };
             let fate = self.fate_of(kind);
             match fate {
                 Some(Fate::Eaten) => return fate,
