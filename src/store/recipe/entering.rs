@@ -28,6 +28,8 @@ pub struct Entering<'r, E: Ensemble> {
     claim: Claim,
     /// The session in which a create of ours was never answered.
     in_doubt: Option<SessionId>,
+    /// Whether that session is not to be used for anything else.
+    must_end: bool,
     place: Option<Place>,
     /// How often a create was not answered.
     doubts: u32,
@@ -41,7 +43,18 @@ impl<'r, E: Ensemble> Entering<'r, E> {
     pub fn new(recipe: &'r Recipe<E>, lock: &'r LockPath, claim: &Claim) -> Entering<'r, E> {
         let directory = recipe.directory(lock);
         let claim = claim.clone();
-        Entering { recipe, lock, directory, claim, in_doubt: None, place: None, doubts: 0, may_leave: false, end: None }
+        Entering {
+            recipe,
+            lock,
+            directory,
+            claim,
+            in_doubt: None,
+            must_end: false,
+            place: None,
+            doubts: 0,
+            may_leave: false,
+            end: None,
+        }
     }
 
     /// [`Store::enter`](crate::lock::Store::enter): one step after the other, each of which may end in doubt. That is settled by
@@ -113,14 +126,19 @@ impl<'r, E: Ensemble> Entering<'r, E> {
     /// Finds out what became of a create that was not answered.
     async fn settle(&mut self, session: Rc<E::Session>, sent_in: SessionId) -> Result<(), Failure> {
         if sent_in == session.id() {
-            let found = self.recipe.find(&session, &self.directory, &self.claim.prefix()).await?;
-            self.place = found.into_iter().min_by_key(|place| place.name.sequence());
+            if !self.must_end {
+                let found = self.recipe.find(&session, &self.directory, &self.claim.prefix()).await?;
+                self.place = found.into_iter().min_by_key(|place| place.name.sequence());
+                self.must_end = self.place.is_none();
+            }
             // While the session belongs to the server that we asked, a create that another one still has is refused. Back there
-            // it would not be, and a resume that comes late brings it back. So it ends with its session.
-            if self.place.is_none() {
+            // it would not be, and a resume that comes late brings it back. So it ends with its session, and once that was asked
+            // for it may come late too.
+            if self.must_end {
                 self.recipe.link.end(session).await?;
             }
         }
+        self.must_end = false;
         self.recipe.loosen(self.lock, self.claim.prefix());
         if self.place.is_none() {
             // That session has ended, so the create can no longer land; but it may have landed (rule R3).
