@@ -32,6 +32,7 @@ pub struct Contender {
     mode: Mode,
     lifetime: Lifetime,
     rounds: u64,
+    round: Cell<u64>,
     /// Asked to end.
     term: Notify,
     is_asked: Cell<bool>,
@@ -64,6 +65,7 @@ impl Contender {
             mode,
             lifetime,
             rounds: 1 + world.below(3),
+            round: Cell::new(0),
             term: Notify::new(),
             is_asked: Cell::new(false),
             frozen_until: Cell::new(Instant::now()),
@@ -72,6 +74,11 @@ impl Contender {
             node: Cell::default(),
             life: Cell::default(),
         })
+    }
+
+    /// Which client of the servers it is now.
+    pub fn client(&self) -> u64 {
+        self.number * 10 + self.round.get()
     }
 
     /// Whether its lock lives by its session.
@@ -89,6 +96,7 @@ impl Contender {
         let life = async move {
             for round in 0..me.rounds {
                 sleep(whole.up_to(Duration::from_secs(20))).await;
+                me.round.set(round);
                 me.once(&whole, round).await;
                 if me.is_asked.get() {
                     break;
@@ -128,7 +136,7 @@ impl Contender {
         let death = Death { me: self, world, identifier: &identifier, is_near: Cell::new(true) };
         let store = loop {
             let far = Limit::At(Instant::now() + Duration::from_hours(1));
-            let ensemble = world.ensemble.seen_by(self.number);
+            let ensemble = world.ensemble.seen_by(self.client());
             tokio::select! {
                 biased;
                 () = self.asked() => break None,
@@ -151,7 +159,7 @@ impl Contender {
                 world.log(|| format!("{} is behind {}", self.number, predecessor.sequence()));
             }
             Happening::Evicted { node } => {
-                world.judge.borrow_mut().is_evicted(self.number, &node, self.is_bound());
+                world.judge.borrow_mut().is_evicted(self.number, self.client(), &node, self.is_bound());
             }
             Happening::NearlyUsedUp { .. } => {}
             Happening::LeftBehind { error } => {
@@ -247,7 +255,7 @@ impl Contender {
                     }
                     false => {
                         has_started = true;
-                        world.judge.borrow_mut().enters(self.number, identifier, node, self.mode.kind());
+                        world.judge.borrow_mut().enters(self.number, self.client(), identifier, node, self.mode.kind());
                     }
                 },
             }
@@ -274,9 +282,9 @@ impl Contender {
 
     /// A lock that belongs to nobody, until somebody else unlocks it.
     async fn unlock(&self, world: &World, identifier: &str, node: &NodePath, work: Duration) -> Result<Removal, StoreError> {
-        world.judge.borrow_mut().enters(self.number, identifier, node, self.mode.kind());
+        world.judge.borrow_mut().enters(self.number, self.client(), identifier, node, self.mode.kind());
         sleep(work).await;
-        let store = world.ensemble.seen_by(self.number).connect(Limit::Never, RELEASE_TIMEOUT).await;
+        let store = world.ensemble.seen_by(self.client()).connect(Limit::Never, RELEASE_TIMEOUT).await;
         world.judge.borrow_mut().leaves(self.number);
         let store = match store {
             Ok(store) => store,
@@ -319,7 +327,7 @@ impl Contender {
     /// Stops it and its command for a time.
     pub fn freeze(&self, world: &World, time: Duration) {
         self.frozen_until.set(Instant::now() + time);
-        world.ensemble.at_the_servers(|servers| servers.freeze(self.number, time));
+        world.ensemble.at_the_servers(|servers| servers.freeze(self.client(), time));
         world.judge.borrow_mut().freezes(self.number, true);
     }
 }

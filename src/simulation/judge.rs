@@ -73,7 +73,7 @@ impl Judge {
     }
 
     /// A command starts under this node.
-    pub fn enters(&mut self, number: u64, identifier: &str, node: &NodePath, kind: Kind) {
+    pub fn enters(&mut self, number: u64, client: u64, identifier: &str, node: &NodePath, kind: Kind) {
         self.log(|| format!("{number} enters as {}", node.name.sequence()));
         let (lock, directory) = (node.lock.clone(), format!("/memory{}", node.lock));
         let (names, made, with_our_name, was_robbed) = self.ensemble.at_the_servers(|servers| {
@@ -88,7 +88,7 @@ impl Judge {
             )
         });
         let has_lost_a_place =
-            self.robbed.contains(identifier) || self.ensemble.at_the_servers(|servers| servers.has_expired(number));
+            self.robbed.contains(identifier) || self.ensemble.at_the_servers(|servers| servers.has_lost_a_session(client));
         if !was_robbed {
             if Queue::new(&names).standing(&node.name) != Standing::Held {
                 self.objects(|| format!("{number} enters {lock} though it is not its turn"));
@@ -97,7 +97,7 @@ impl Judge {
                 self.objects(|| format!("{number} enters {lock} with {with_our_name} nodes"));
             }
             if made != 1 && !has_lost_a_place {
-                self.objects(|| format!("{number} made {made} nodes in {lock}"));
+                self.objects(|| format!("{number} lost its place: it made {made} nodes in {lock}"));
             }
         }
         self.inside
@@ -144,12 +144,12 @@ impl Judge {
     }
 
     /// It says that its node was removed while it waited.
-    pub fn is_evicted(&mut self, number: u64, node: &NodePath, is_bound: bool) {
+    pub fn is_evicted(&mut self, number: u64, client: u64, node: &NodePath, is_bound: bool) {
         self.log(|| format!("{number} was evicted: {}", node.name.sequence()));
         let path = format!("/memory{}/{}", node.lock, node.name);
-        let (was_removed, has_expired) =
-            self.ensemble.at_the_servers(|servers| (servers.was_removed(&path), servers.has_expired(number)));
-        let is_gone = was_removed || is_bound && has_expired;
+        let (was_removed, has_lost_a_session) =
+            self.ensemble.at_the_servers(|servers| (servers.was_removed(&path), servers.has_lost_a_session(client)));
+        let is_gone = was_removed || is_bound && has_lost_a_session;
         if !is_gone {
             self.objects(|| format!("{number} says that its node {} was removed, which nobody did", node.name.sequence()));
         }

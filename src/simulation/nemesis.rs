@@ -52,7 +52,7 @@ pub async fn storm(world: Rc<World>, contenders: Vec<Rc<Contender>>) {
             8 if one.is_bound() => {}
             8 => {
                 world.log(|| format!("the session of {} expires", one.number));
-                world.ensemble.at_the_servers(|servers| servers.expire_one(one.number));
+                world.ensemble.at_the_servers(|servers| servers.expire_one(one.client()));
             }
             9 => {
                 world.log(|| format!("{} is asked to end", one.number));

@@ -122,8 +122,6 @@ struct Session {
     heard: Instant,
     /// Nothing of it is accepted any more.
     has_ended: bool,
-    /// It ended without its client's doing.
-    has_expired: bool,
 }
 
 struct Connection {
@@ -466,7 +464,7 @@ impl Servers {
             None => {
                 self.session_count += 1;
                 let session = SessionId(self.session_count);
-                self.sessions.insert(session.0, Session { server, heard: now, has_ended: false, has_expired: false });
+                self.sessions.insert(session.0, Session { server, heard: now, has_ended: false });
                 self.at(now + self.session_timeout, Event::Expire(session));
                 session
             }
@@ -539,10 +537,7 @@ impl Servers {
         // A new leader counts from its own beginning.
         let due = session.heard.max(self.halted_until) + self.session_timeout;
         match due <= now {
-            true => {
-                self.sessions.get_mut(&id.0).expect("just seen").has_expired = true;
-                self.end(id);
-            }
+            true => self.end(id),
             false => self.at(due, Event::Expire(id)),
         }
     }
@@ -594,10 +589,10 @@ impl Servers {
         }
     }
 
-    /// Whether a session of this client ever expired.
-    pub fn has_expired(&self, client: u64) -> bool {
+    /// Whether a session of this client has ended, by itself or by its client's doing.
+    pub fn has_lost_a_session(&self, client: u64) -> bool {
         let mut sessions = self.connections.values().filter(|open| open.client == client).map(|open| open.session.0);
-        sessions.any(|session| self.sessions[&session].has_expired)
+        sessions.any(|session| self.sessions[&session].has_ended)
     }
 
     /// A server dies, and is back after a time.
@@ -629,10 +624,7 @@ impl Servers {
     /// The leader ends a session though its client is there, as it does when its clock jumps.
     pub fn expire_one(&mut self, client: u64) {
         let session = self.connections.values().filter(|open| open.client == client).map(|open| open.session).next_back();
-        if let Some(session) = session
-            && let Some(known) = self.sessions.get_mut(&session.0).filter(|known| !known.has_ended)
-        {
-            known.has_expired = true;
+        if let Some(session) = session {
             self.end(session);
         }
     }
