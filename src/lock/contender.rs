@@ -193,15 +193,25 @@ pub struct Claim {
     pub identifier: Identifier,
 }
 
+/// The last digits of a claim's id count how often it was renewed; the others are random.
+const COUNTER: u128 = 0xffff;
+
 impl Claim {
     pub fn new(mode: Mode, lifetime: Lifetime, identifier: Identifier) -> Claim {
         Claim { id: Uuid::new_v4(), mode, lifetime, identifier }
     }
 
-    /// The same wish under a name that was never used.
+    /// The same wish under a name that was never used: the next of its family.
     #[must_use]
     pub fn renewed(&self) -> Claim {
-        Claim { id: Uuid::new_v4(), ..self.clone() }
+        let id = self.id.as_u128();
+        let next = id & !COUNTER | id.wrapping_add(1) & COUNTER;
+        Claim { id: Uuid::from_u128(next), ..self.clone() }
+    }
+
+    /// What all names that this wish ever has begin with, and nobody else's: so whatever is left of it can be found by one word.
+    pub fn family(&self) -> String {
+        format!("{:.28}", self.id.simple().to_string())
     }
 
     /// The node's name but for the sequence.
@@ -241,6 +251,19 @@ mod tests {
         let name = NodeName::parse(&format!("{}{}", claim.prefix(), Sequence(7))).unwrap();
         assert_eq!((name.kind(), name.sequence().number()), (Kind::Exclusive, 7));
         assert_eq!(name.as_str().len(), "503e61fadc8f492497db823b87e64afe__lock__0000000007".len());
+    }
+
+    #[test]
+    fn a_renewed_claim_has_a_name_of_its_own_in_the_same_family() {
+        let first = Claim::new(Mode::Lock, Lifetime::Spawned, Identifier::default());
+        for id in [first.id, Uuid::from_u128(first.id.as_u128() | COUNTER)] {
+            let claim = Claim { id, ..first.clone() };
+            let renewed = claim.renewed();
+            assert_ne!(renewed.prefix(), claim.prefix());
+            assert_eq!(renewed.family(), claim.family());
+            assert!(renewed.prefix().starts_with(&claim.family()));
+            assert_eq!((claim.family().len(), renewed.id.get_version_num()), (28, 4));
+        }
     }
 
     #[test]

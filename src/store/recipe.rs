@@ -37,16 +37,15 @@ pub struct Recipe<E: Ensemble> {
     link: Link<E>,
     chroot: AbsolutePath,
     release_timeout: Duration,
-    /// What names of ours may stand in a lock's directory besides the one we know (rule R4).
+    /// What may stand in a lock's directory of ours besides the node that we know (rule R4).
     loose: RefCell<Vec<Loose>>,
     /// The session that a contender of ours is bound to.
     bound: Cell<Option<Bound>>,
 }
 
-#[derive(Clone)]
 struct Loose {
     lock: LockPath,
-    prefix: String,
+    family: String,
 }
 
 impl<E: Ensemble> Recipe<E> {
@@ -134,23 +133,23 @@ impl<E: Ensemble> Recipe<E> {
         Ok(places.collect())
     }
 
-    /// Something of this name may stand in the lock's directory, or may have.
-    fn loosen(&self, lock: &LockPath, prefix: String) {
+    /// Something of this family may stand in the lock's directory, or may have.
+    fn loosen(&self, lock: &LockPath, family: String) {
         let mut loose = self.loose.borrow_mut();
-        if !loose.iter().any(|loose| loose.prefix == prefix) {
-            loose.push(Loose { lock: lock.clone(), prefix });
+        if !loose.iter().any(|loose| loose.family == family) {
+            loose.push(Loose { lock: lock.clone(), family });
         }
     }
 
     fn loose_in(&self, lock: &LockPath) -> Vec<String> {
-        self.loose.borrow().iter().filter(|loose| loose.lock == *lock).map(|loose| loose.prefix.clone()).collect()
+        self.loose.borrow().iter().filter(|loose| loose.lock == *lock).map(|loose| loose.family.clone()).collect()
     }
 
-    /// Removes what carries one of our loose names, but for `keep` (rules R3 and R4).
+    /// Removes what is of our loose families, but for `keep` (rules R3 and R4).
     async fn sweep(&self, session: &Rc<E::Session>, lock: &LockPath, keep: Option<&NodeName>) -> Result<(), Failure> {
         let directory = self.directory(lock);
-        for prefix in self.loose_in(lock) {
-            for place in self.find(session, &directory, &prefix).await? {
+        for family in self.loose_in(lock) {
+            for place in self.find(session, &directory, &family).await? {
                 if Some(&place.name) == keep {
                     continue;
                 }
@@ -274,9 +273,9 @@ impl<E: Ensemble> Store for Recipe<E> {
     async fn leave(&self, lock: &LockPath, name: &NodeName, expected: Expected) -> Result<Removal, StoreError> {
         let until = Instant::now() + self.release_timeout;
         let removal = self.remove(lock, name, expected, until).await?;
-        while let Some(prefix) = self.loose_in(lock).pop() {
+        while let Some(family) = self.loose_in(lock).pop() {
             let unsettled = |cause| {
-                let prefix = format!("{lock}/{prefix}");
+                let prefix = format!("{lock}/{family}");
                 StoreError::Unsettled { prefix, place: self.link.place(), cause }
             };
             let session = timeout_at(until, self.link.session()).await.map_err(|_| unsettled(self.link.trouble()))?;

@@ -116,7 +116,7 @@ impl<'r, E: Ensemble> Entering<'r, E> {
                     return Ok(Some(Ok(Entry::In(place))));
                 }
                 // The others first.
-                self.recipe.loosen(self.lock, self.claim.prefix());
+                self.recipe.loosen(self.lock, self.claim.family());
                 self.place = Some(place);
                 Ok(None)
             }
@@ -139,7 +139,7 @@ impl<'r, E: Ensemble> Entering<'r, E> {
             }
         }
         self.must_end = false;
-        self.recipe.loosen(self.lock, self.claim.prefix());
+        self.recipe.loosen(self.lock, self.claim.family());
         if self.place.is_none() {
             // That session has ended, so the create can no longer land; but it may have landed (rule R3).
             self.claim = self.claim.renewed();
@@ -190,7 +190,7 @@ impl<'r, E: Ensemble> Entering<'r, E> {
                 }
                 // No server is known to number this way; but what it made is not to be left behind.
                 let odd = Refusal::Other(format!("it made {}, which is no contender's name", created.path));
-                self.recipe.loosen(self.lock, self.claim.prefix());
+                self.recipe.loosen(self.lock, self.claim.family());
                 link.ask(session, session.delete(&created.path, None)).await?;
                 self.ends_with(Err(self.refused("to number us in", &odd)));
                 Ok(())
@@ -248,8 +248,7 @@ impl<'r, E: Ensemble> Entering<'r, E> {
         if let Some(Place { name, .. }) = &self.place {
             return StoreError::NotRemoved { node: lock.node(name), place, cause };
         }
-        let loose = self.recipe.loose_in(lock).pop().filter(|_| self.in_doubt.is_none());
-        let prefix = loose.unwrap_or_else(|| self.claim.prefix());
+        let prefix = self.claim.family();
         StoreError::Unsettled { prefix: format!("{lock}/{prefix}"), place, cause }
     }
 }
