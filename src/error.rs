@@ -50,6 +50,7 @@ impl Error {
             StoreError::Unsuitable { .. } => {
                 Some("use a directory on a local file system, or ZooKeeper, which is made for several hosts".to_owned())
             }
+            StoreError::SessionTooShort { .. } => Some("a shorter --grace fits".to_owned()),
             StoreError::Refused { .. }
             | StoreError::NoLock(_)
             | StoreError::NotRemoved { .. }

@@ -222,7 +222,10 @@ fn say_what_is_left(address: &Address, error: &StoreError) {
             let lock = prefix.rsplit_once('/').map_or(prefix.as_str(), |(lock, _)| lock);
             report::line(format_args!("hint: syncd-spawn {address} list {lock} shows whether there is one; unlock removes it"));
         }
-        StoreError::Unreachable { .. } | StoreError::Refused { .. } | StoreError::Unsuitable { .. } | StoreError::NoLock(_) => {
-        }
+        StoreError::Unreachable { .. }
+        | StoreError::Refused { .. }
+        | StoreError::Unsuitable { .. }
+        | StoreError::SessionTooShort { .. }
+        | StoreError::NoLock(_) => {}
     }
 }

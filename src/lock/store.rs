@@ -5,6 +5,8 @@ use std::future::Future;
 use std::rc::Rc;
 use std::time::Duration;
 
+use humantime::format_duration;
+
 use super::contender::{Claim, Contender, Lifetime, NodeName, Place};
 use super::path::{LockPath, NodePath};
 use super::queue::Queue;
@@ -124,6 +126,13 @@ pub enum StoreError {
     /// No lock can be relied upon there.
     #[error("{place} cannot keep locks: {why}")]
     Unsuitable { place: String, why: String },
+    /// No room between the moment when a session can no longer be confirmed and its end.
+    #[error(
+        "{place} grants sessions of {}, too short to stop a command within {} before one can have expired",
+        format_duration(*.session),
+        format_duration(*.notice)
+    )]
+    SessionTooShort { place: String, session: Duration, notice: Duration },
     #[error("no such lock: {0}")]
     NoLock(LockPath),
     /// A node of ours is still there, as far as anybody knows.

@@ -82,7 +82,7 @@ fn a_grace_that_no_session_has_room_for_is_refused() {
     let server = hasty();
     let bench = Bench::on(&server.address());
     let ended = bench.run(["--ephemeral", "--grace", "3s", "-n", "/long", "echo", "ran"]);
-    assert_eq!(ended.failed(125, "a session of 4s ends too soon for a command that may take 4s to end").stdout(), "");
+    assert_eq!(ended.failed(125, "grants sessions of 4s, too short to stop a command within 4s before one can have expired\nhint: a shorter --grace fits").stdout(), "");
     assert!(bench.queue("/long").is_empty());
 }
 

@@ -153,7 +153,8 @@ impl<'r, E: Ensemble> Entering<'r, E> {
         if let Lifetime::Session { notice } = self.claim.lifetime {
             let bound = Bound { session: session.id(), timeout: session.timeout(), confirmed: self.recipe.link.clock() };
             if !bound.leaves_time_for(notice) {
-                self.ends_with(Err(self.too_short(bound.timeout, notice)));
+                let place = self.recipe.link.place();
+                self.ends_with(Err(StoreError::SessionTooShort { place, session: bound.timeout, notice }));
                 return Ok(false);
             }
             self.recipe.bound.set(Some(bound));
@@ -234,12 +235,6 @@ impl<'r, E: Ensemble> Entering<'r, E> {
 
     fn refused(&self, what: &str, refusal: &Refusal) -> StoreError {
         self.recipe.refused(format!("{what} {}", self.directory), refusal)
-    }
-
-    fn too_short(&self, timeout: Duration, notice: Duration) -> StoreError {
-        let [timeout, notice] = [timeout, notice].map(humantime::format_duration);
-        let why = format!("a session of {timeout} ends too soon for a command that may take {notice} to end");
-        StoreError::Unsuitable { place: self.recipe.link.place(), why }
     }
 
     /// What is there of ours for all we know, when it cannot be settled.
