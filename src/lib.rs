@@ -7,6 +7,7 @@
 //! `main -> cli -> command -> {lock, supervise, store, report}`; `store -> lock`; only [`exit`] knows numbers.
 
 pub mod cli;
+mod clock;
 pub mod command;
 pub mod error;
 pub mod exit;

@@ -10,7 +10,6 @@ use std::pin::{Pin, pin};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use nix::time::{ClockId, clock_gettime};
 use tokio::net::TcpStream;
 use tokio::runtime;
 use tokio::sync::{mpsc, oneshot};
@@ -25,6 +24,7 @@ use zookeeper_client::{
 use super::ensemble::{self, Created, Failure, Lasting, Node, OpenError, Refusal, SessionId, Stat, Watched};
 use super::recipe::Recipe;
 use super::servers::{Server, Servers};
+use crate::clock;
 use crate::lock::{AbsolutePath, Limit, StoreError};
 
 /// The longer it is the fewer pings are sent; nothing of ours ends with the session. Servers grant 40 s at most by default.
@@ -107,7 +107,7 @@ impl ensemble::Ensemble for Network {
     }
 
     fn clock(&self) -> Duration {
-        Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME).expect("Linux has it"))
+        clock::now()
     }
 }
 

@@ -11,10 +11,10 @@ use std::fs::File;
 use std::future::ready;
 use std::io;
 use std::process;
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::yield_now;
-use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
 use self::child::{Change, Child, Start, adopt_orphans, has_children, next_change, send_to, spawn};
@@ -24,6 +24,7 @@ use self::policy::{Action, Event, Policy};
 pub use self::policy::{Cause, Orphans, Outcome, Rules, Target};
 pub use self::signals::Signals;
 pub use self::words::{Ending, Group, Permission};
+use crate::clock;
 
 #[derive(Debug, thiserror::Error)]
 pub enum SuperviseError {
@@ -92,13 +93,13 @@ pub async fn supervise(
     let mut exec_error = None;
     let mut is_executing = true;
     let mut has_resumed = false;
-    let mut deadline: Option<Instant> = None;
+    let mut deadline: Option<Duration> = None;
     'waiting: loop {
         // What is over by now comes before the signals, the one among them that continues the command.
         let event = tokio::select! {
             biased;
             Ok(()) = permission.changed() => Some(Event::Permission(*permission.borrow())),
-            () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
+            () = clock::reaches(clock::now, deadline.unwrap_or_default()), if deadline.is_some() => {
                 deadline = None;
                 Some(Event::Deadline)
             }
@@ -136,7 +137,7 @@ pub async fn supervise(
                         continue 'waiting;
                     }
                     Action::WaitFor(time) => {
-                        let then = Instant::now() + time;
+                        let then = clock::now().saturating_add(time);
                         deadline = Some(deadline.map_or(then, |earlier| earlier.min(then)));
                     }
                     Action::Finish(outcome) => {

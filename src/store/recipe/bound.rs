@@ -4,14 +4,14 @@
 //! connected to, which tells it twice a tick whom it has heard; and by whatever it has to decide or to confirm for us. So what
 //! counts is when we sent the last `sync` that was answered, for a mere look may be answered by a server that is cut off.
 
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::pin::pin;
-use std::task::Poll;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::timeout;
 
 use super::Recipe;
+use crate::clock;
 use crate::lock::{Doubt, LockPath, Loss, NodeName, Store, StoreError};
 use crate::planted::{Mistake, planted};
 use crate::store::ensemble::{Ensemble, Failure, Session, SessionId};
@@ -149,22 +149,7 @@ impl<E: Ensemble> Recipe<E> {
         Ok(answer)
     }
 
-    /// Ready once that clock shows `when` which goes on while we stand still. It looks whenever it is polled, for a timer does not
-    /// count the time that a machine sleeps.
     async fn reaches(&self, when: Duration) {
-        let mut timer = pin!(sleep(Duration::ZERO));
-        poll_fn(|context| {
-            loop {
-                let left = when.saturating_sub(self.link.clock());
-                if left.is_zero() {
-                    return Poll::Ready(());
-                }
-                timer.as_mut().reset(Instant::now() + left);
-                if timer.as_mut().poll(context).is_pending() {
-                    return Poll::Pending;
-                }
-            }
-        })
-        .await;
+        clock::reaches(|| self.link.clock(), when).await;
     }
 }
