@@ -1,15 +1,16 @@
 //! Time that goes on while we stand still and while the machine sleeps, as that of others does.
 
-use std::future::poll_fn;
+use std::future::{pending, poll_fn};
+use std::io;
+use std::os::fd::OwnedFd;
 use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId as TimerClock, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use nix::time::{ClockId, clock_gettime};
-use tokio::time::{Instant, sleep};
-
-/// A timer does not count the time that the machine sleeps, and nothing need wake us when it no longer does.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+use tokio::io::unix::AsyncFd;
 
 /// The time since some moment.
 ///
@@ -19,23 +20,27 @@ pub fn now() -> Duration {
     clock_gettime(ClockId::CLOCK_BOOTTIME).expect("Linux has it").into()
 }
 
-/// Ready once `clock` shows `when`. It looks whenever it is polled.
+/// Ready once the clock shows `when`, at once when the machine wakes up later than that. It looks whenever it is polled, so
+/// whatever wakes us first will do.
 ///
 /// # Cancellation
 /// May be dropped.
-pub async fn reaches(clock: impl Fn() -> Duration, when: Duration) {
-    let mut timer = pin!(sleep(Duration::ZERO));
-    poll_fn(|context| {
-        loop {
-            let left = when.saturating_sub(clock());
-            if left.is_zero() {
-                return Poll::Ready(());
-            }
-            timer.as_mut().reset(Instant::now() + left.min(LOOK_AGAIN));
-            if timer.as_mut().poll(context).is_pending() {
-                return Poll::Pending;
-            }
+pub async fn reaches(when: Duration) {
+    let mut alarm = pin!(async {
+        // Without a descriptor for it nothing wakes us, but for what else we wait for.
+        match ring(when).await {
+            Ok(()) => {}
+            Err(_) => pending().await,
         }
-    })
-    .await;
+    });
+    poll_fn(|context| if now() >= when { Poll::Ready(()) } else { alarm.as_mut().poll(context) }).await;
+}
+
+/// A timer of the runtime would not count the time that the machine sleeps.
+async fn ring(when: Duration) -> io::Result<()> {
+    let timer = TimerFd::new(TimerClock::CLOCK_BOOTTIME, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)?;
+    timer.set(Expiration::OneShot(TimeSpec::from_duration(when)), TimerSetTimeFlags::TFD_TIMER_ABSTIME)?;
+    #[allow(deprecated, reason = "its safe successor is an unsafe one; this descriptor is owned, and stays the same")]
+    let watched = AsyncFd::new(OwnedFd::from(timer))?;
+    watched.readable().await.map(drop)
 }

@@ -16,6 +16,8 @@ pub enum Mistake {
     MissesAWakeUp,
     /// To work on under a lock that is bound to a session, though the session cannot be confirmed.
     TrustsAnOldSession,
+    /// To take what any server says for the leader's word that our session lives.
+    TrustsAMereLook,
 }
 
 #[cfg(test)]

@@ -83,10 +83,12 @@ async fn world(seed: u64, is_logged: bool) -> (Vec<String>, Result<(), String>) 
         late_requests: random.below(61),
         late: Duration::from_secs(20),
     };
-    let ensemble = MemoryEnsemble::new(servers, Random(random.number()), faults);
+    let longest = if random.below(2) == 0 { 35 } else { 5 };
+    let session_timeout = Duration::from_secs(6 + random.below(longest));
+    let ensemble = MemoryEnsemble::new(servers, session_timeout, Random(random.number()), faults);
     let judge = RefCell::new(Judge::new(ensemble.clone(), is_logged));
     let world = Rc::new(World { ensemble, judge, random: RefCell::new(random) });
-    world.log(|| format!("{servers} servers, {faults:?}"));
+    world.log(|| format!("{servers} servers, sessions of {session_timeout:?}, {faults:?}"));
     let contenders: Vec<Rc<Contender>> = (1..=3 + world.below(6)).map(|number| Contender::new(number, &world)).collect();
     let lives: Vec<_> = contenders.iter().map(|contender| contender.live(&world)).collect();
     let storm = tokio::task::spawn_local(nemesis::storm(Rc::clone(&world), contenders.clone()));
@@ -95,8 +97,8 @@ async fn world(seed: u64, is_logged: bool) -> (Vec<String>, Result<(), String>) 
             life.await;
         }
         storm.await.expect("it ends");
-        // What is under way for a late landing, lands.
-        sleep(faults.late + faults.late).await;
+        // What is under way for a late landing, lands; and the sessions of the dead end.
+        sleep(faults.late * 2 + session_timeout * 2).await;
         nemesis::clean_up(&world).await;
     };
     let with_an_operator = async {
@@ -177,6 +179,7 @@ fn every_planted_mistake_is_found() {
         Mistake::DeletesOnlyOnce,
         Mistake::MissesAWakeUp,
         Mistake::TrustsAnOldSession,
+        Mistake::TrustsAMereLook,
     ] {
         let found = first_failure(0, 2000, Some(mistake));
         let (seed, what) = found.unwrap_or_else(|| panic!("nobody noticed {mistake:?}"));

@@ -201,7 +201,12 @@ fn tell(address: &Address, happening: &Happening<'_>) {
             };
             warn!("Waiting to acquire lock {lock}: behind {who}, {ahead} in front");
         }
-        Happening::Evicted { node } => warn!("{node} was removed while we waited: queueing again at the end"),
+        Happening::Evicted { node, lifetime: Lifetime::Spawned | Lifetime::Explicit } => {
+            warn!("{node} was removed while we waited: queueing again at the end");
+        }
+        Happening::Evicted { node, lifetime: Lifetime::Session { .. } } => {
+            warn!("{node} went with our session, or was removed, while we waited: queueing again at the end");
+        }
         Happening::NearlyUsedUp { node } => {
             warn!("{node}: the numbers of {} end at 2147483647; drain and delete the directory before", node.lock);
         }

@@ -1,12 +1,11 @@
 //! Runs a command while its lock is held.
 
-use std::cell::Cell;
 use std::convert::Infallible;
 use std::ffi::OsString;
 use std::future::pending;
 use std::time::Duration;
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use super::{Acquired, Context, GroupChoice, HELD, HeirloomChoice, LifetimeChoice, Manner, OnLost, Wish, say_what_is_left};
@@ -37,8 +36,7 @@ pub async fn spawn<S: Store>(
     context.say(format_args!("Got lock on {}", wish.lock));
     context.say(format_args!("Running your command {}", readable(words)));
     let (permit, permission) = watch::channel(Permission::Given);
-    let how_it_was_lost = Cell::new(None);
-    let watching = watch_over(store, &node, manner, &permit, &how_it_was_lost);
+    let watching = watch_over(store, &node, manner, &permit);
     let program = Program::new(words, &variables(wish, &node, &place)).map_err(SuperviseError::Exec);
     let program = program.and_then(|program| match (store.heirloom(&place.name), manner.heirloom) {
         (Some(heirloom), HeirloomChoice::PassOn) => program.inherits(&*heirloom).map_err(SuperviseError::Fork),
@@ -52,23 +50,7 @@ pub async fn spawn<S: Store>(
             ran = async { supervise(&program?, rules(manner), manner.death_signal, &mut context.signals, permission).await } => ran,
         }
     };
-    // A session that expires takes its node along, so nobody waits for servers that cannot be reached.
-    let (leave_to_session, left_to_session) = oneshot::channel();
-    let run = async {
-        let ran = supervised.await;
-        match how_it_was_lost.take() {
-            Some(Loss::Expiring(_)) if is_revoked(&ran) => {
-                _ = leave_to_session.send(ran);
-                pending().await
-            }
-            Some(Loss::Expiring(_) | Loss::Removed) | None => ran,
-        }
-    };
-    let (ran, left) = tokio::select! {
-        biased;
-        held = hold(store, &node, run) => held,
-        Ok(ran) = left_to_session => (ran, Ok(Removal::Missing)),
-    };
+    let (ran, left) = hold(store, &node, supervised).await;
     let is_released = tell_what_was_left(left, &node, &ran, context);
     match ran {
         Ok(outcome) => {
@@ -98,13 +80,7 @@ fn lifetime(manner: &Manner) -> Lifetime {
 ///
 /// # Cancellation
 /// Only reads, so it may be dropped; that is the only end it has.
-async fn watch_over<S: Store>(
-    store: &S,
-    node: &NodePath,
-    manner: &Manner,
-    permit: &watch::Sender<Permission>,
-    how_it_was_lost: &Cell<Option<Loss>>,
-) -> Infallible {
+async fn watch_over<S: Store>(store: &S, node: &NodePath, manner: &Manner, permit: &watch::Sender<Permission>) -> Infallible {
     let mut tell = |doubt| match (doubt, manner.on_lost) {
         (Doubt::Arisen | Doubt::Dispelled, OnLost::Ignore) => {}
         (Doubt::Arisen, OnLost::Stop) => {
@@ -117,7 +93,6 @@ async fn watch_over<S: Store>(
         }
     };
     let lost = store.lost(&node.lock, &node.name, lifetime(manner), &mut tell).await;
-    how_it_was_lost.set(lost.as_ref().ok().copied());
     let (permission, text) = verdict(&lost, node, manner);
     permit.send_replace(permission);
     warn!("{text}");
@@ -184,6 +159,8 @@ fn tell_what_was_left(
         Ok(Removal::Removed) => context.say(format_args!("Unlocked '{node}'")),
         Ok(Removal::Missing | Removal::Changed) if is_revoked(ran) => debug!("{node} is gone, as we knew"),
         Ok(Removal::Missing | Removal::Changed) => warn!("{node} was gone before it was released"),
+        Ok(Removal::LeftToSession) if is_revoked(ran) => debug!("{node} goes with its session"),
+        Ok(Removal::LeftToSession) => warn!("the servers cannot be reached: {node} goes with our session, when that expires"),
         Err(error) => {
             report::error(&error, None);
             say_what_is_left(context.address, &error);

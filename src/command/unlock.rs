@@ -48,7 +48,7 @@ pub async fn unlock<S: Store>(
             }
         };
         match left {
-            Ok(Removal::Removed) => {}
+            Ok(Removal::Removed | Removal::LeftToSession) => {}
             Ok(Removal::Missing) => {
                 report::error(&format_args!("no such lock: {node}"), None);
                 result = exit::Result::No;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
 
-use super::contender::{Claim, NodeName, Place};
+use super::contender::{Claim, Lifetime, NodeName, Place};
 use super::path::{LockPath, NodePath};
 use super::queue::{Queue, Standing};
 use super::store::{Entry, Expected, Reading, Store, StoreError};
@@ -73,8 +73,9 @@ impl<'s> Patience<'s> {
 pub enum Happening<'a> {
     /// We are behind somebody; said at once, when it changes, and then at every interval.
     Waiting { lock: &'a LockPath, predecessor: &'a NodeName, reading: &'a Reading, ahead: usize },
-    /// Somebody removed our node while we waited; we queue again at the end.
-    Evicted { node: NodePath },
+    /// Our node is gone while we waited: somebody removed it, or the session that it was bound to has expired. We queue again at
+    /// the end.
+    Evicted { node: NodePath, lifetime: Lifetime },
     /// The directory's numbers end soon.
     NearlyUsedUp { node: NodePath },
     /// Our node could not be taken out again.
@@ -134,7 +135,7 @@ pub async fn acquire<S: Store>(
                 if let Err(error) = store.leave(lock, &place.name, Expected::Anything).await {
                     observer(Happening::LeftBehind { error: &error });
                 }
-                observer(Happening::Evicted { node: lock.node(&place.name) });
+                observer(Happening::Evicted { node: lock.node(&place.name), lifetime: claim.lifetime });
                 claim = claim.renewed();
             }
             Err(error) => {

@@ -104,6 +104,8 @@ pub enum Removal {
     Missing,
     /// It was there, but not as it had been read.
     Changed,
+    /// The store could not be reached; but the session that it is bound to ends now, and takes it along.
+    LeftToSession,
 }
 
 /// What a look at one node gave.

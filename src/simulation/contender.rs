@@ -130,7 +130,9 @@ impl Contender {
             6..9 => (Limit::At(Instant::now() + patience), format!("within {patience:?}")),
             _ => (Limit::Once(Instant::now() + Duration::from_secs(15)), "at once".to_owned()),
         };
-        let work = if world.chance(10) { Duration::from_secs(40) } else { world.up_to(Duration::from_secs(4)) };
+        // What can be lost with a session is worth a longer look.
+        let is_long = world.chance(if self.is_bound() { 50 } else { 10 });
+        let work = if is_long { Duration::from_secs(40) } else { world.up_to(Duration::from_secs(4)) };
         world.log(|| format!("{} {:?} {:?} wants {} {how_long}", self.number, self.mode, self.lifetime, self.lock));
         // What was started and not yet ended, and dies with us if we are killed.
         let death = Death { me: self, world, identifier: &identifier, is_near: Cell::new(true) };
@@ -149,7 +151,9 @@ impl Contender {
         }
         death.is_near.set(false);
         world.log(|| format!("{} is through", self.number));
-        world.judge.borrow_mut().ends(self.number, &identifier, &self.lock);
+        if !self.is_bound() {
+            world.judge.borrow_mut().ends(self.number, &identifier, &self.lock);
+        }
     }
 
     async fn contend(&self, world: &World, store: &Memory, identifier: &str, limit: Limit, work: Duration) {
@@ -158,7 +162,7 @@ impl Contender {
             Happening::Waiting { predecessor, .. } => {
                 world.log(|| format!("{} is behind {}", self.number, predecessor.sequence()));
             }
-            Happening::Evicted { node } => {
+            Happening::Evicted { node, .. } => {
                 world.judge.borrow_mut().is_evicted(self.number, self.client(), &node, self.is_bound());
             }
             Happening::NearlyUsedUp { .. } => {}
@@ -202,8 +206,11 @@ impl Contender {
         match released {
             Ok(Removal::Removed) => {}
             Ok(Removal::Missing) if world.ensemble.at_the_servers(|servers| servers.was_removed(&path)) => {}
-            Ok(Removal::Missing) if self.is_bound() => {}
-            Ok(Removal::Missing | Removal::Changed) => {
+            Ok(Removal::Missing)
+                if self.is_bound() && world.ensemble.at_the_servers(|servers| servers.has_lost_a_session(self.client())) => {}
+            // It goes with its session, or the judge will find it in the end.
+            Ok(Removal::LeftToSession) if self.is_bound() => {}
+            Ok(Removal::Missing | Removal::Changed | Removal::LeftToSession) => {
                 world.judge.borrow_mut().objects(|| format!("the node of {} had vanished", self.number));
             }
             Err(error) => world.judge.borrow_mut().objects(|| format!("{} could not release: {error}", self.number)),
@@ -234,7 +241,11 @@ impl Contender {
                             self.was_removed(world, node);
                             grace = CLEANING_UP;
                         }
-                        Ok(Loss::Expiring(within)) => grace = CLEANING_UP.min(within),
+                        Ok(Loss::Expiring(within)) => {
+                            grace = CLEANING_UP.min(within);
+                            let is_alive = !world.ensemble.at_the_servers(|servers| servers.has_lost_a_session(self.client()));
+                            world.judge.borrow_mut().is_stopped(self.number, is_alive);
+                        }
                         Err(error) => world.judge.borrow_mut().objects(|| format!("{}: {error}", self.number)),
                     }
                     break;
@@ -348,7 +359,10 @@ impl Drop for Death<'_> {
         let mut judge = self.world.judge.borrow_mut();
         judge.log(|| format!("{} was killed", self.me.number));
         judge.leaves(self.me.number);
-        judge.excuses(self.identifier);
+        // What is bound to its session goes with it, without anybody's help.
+        if !self.me.is_bound() {
+            judge.excuses(self.identifier);
+        }
     }
 }
 

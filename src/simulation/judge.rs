@@ -1,6 +1,7 @@
 //! Who sees everything, and objects.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -16,6 +17,8 @@ pub struct Judge {
     /// Whose node somebody removed.
     robbed: BTreeSet<String>,
     locks: BTreeSet<String>,
+    /// Since when nothing goes wrong any more.
+    calm_since: Option<Instant>,
     objection: Option<String>,
     log: Option<Vec<(Instant, String)>>,
 }
@@ -25,9 +28,13 @@ struct Inside {
     lock: LockPath,
     kind: Kind,
     is_frozen: bool,
-    /// Somebody took its node away, and it may not know yet.
-    is_robbed: bool,
+    /// Since when somebody has taken its node away, and it may not know yet.
+    robbed_at: Option<Instant>,
+    thawed_at: Instant,
 }
+
+/// Everybody notices everything within this time, once it is calm.
+const NOTICING: Duration = Duration::from_secs(25);
 
 impl Judge {
     pub fn new(ensemble: MemoryEnsemble, is_logged: bool) -> Judge {
@@ -41,6 +48,7 @@ impl Judge {
             excused: BTreeSet::new(),
             robbed: BTreeSet::new(),
             locks: BTreeSet::new(),
+            calm_since: None,
             objection: None,
             log: is_logged.then(Vec::new),
         }
@@ -100,8 +108,17 @@ impl Judge {
                 self.objects(|| format!("{number} lost its place: it made {made} nodes in {lock}"));
             }
         }
-        self.inside
-            .insert(number, Inside { identifier: identifier.to_owned(), lock, kind, is_frozen: false, is_robbed: was_robbed });
+        self.inside.insert(
+            number,
+            Inside {
+                identifier: identifier.to_owned(),
+                lock,
+                kind,
+                is_frozen: false,
+                robbed_at: was_robbed.then(Instant::now),
+                thawed_at: Instant::now(),
+            },
+        );
         self.works(number);
     }
 
@@ -114,9 +131,17 @@ impl Judge {
                 && inside.lock == me.lock
                 && conflicts(inside)
                 && !inside.is_frozen
-                && !inside.is_robbed
-                && !me.is_robbed
+                && inside.robbed_at.is_none()
+                && me.robbed_at.is_none()
         });
+        let has_noticed_nothing = match (me.robbed_at, self.calm_since) {
+            (Some(robbed_at), Some(calm_since)) => robbed_at.max(calm_since).max(me.thawed_at).elapsed() > NOTICING,
+            _ => false,
+        };
+        if has_noticed_nothing {
+            self.objects(|| format!("{number} works on, long after its node was removed"));
+            return;
+        }
         if let Some((other, Inside { lock, .. })) = beside {
             let text = format!("{number} works beside {other} under {lock}");
             self.objects(|| text);
@@ -129,9 +154,22 @@ impl Judge {
         }
     }
 
+    /// Its command was stopped because its session could not be confirmed.
+    pub fn is_stopped(&mut self, number: u64, is_session_alive: bool) {
+        if is_session_alive && self.calm_since.is_some_and(|since| since.elapsed() > NOTICING) {
+            self.objects(|| format!("{number} was stopped for nothing: its session lives, and everybody answers"));
+        }
+    }
+
+    pub fn is_calm(&mut self) {
+        self.log(|| "it is calm from here on".to_owned());
+        self.calm_since = Some(Instant::now());
+    }
+
     pub fn freezes(&mut self, number: u64, is_frozen: bool) {
         if let Some(inside) = self.inside.get_mut(&number) {
             inside.is_frozen = is_frozen;
+            inside.thawed_at = Instant::now();
         }
     }
 
@@ -139,7 +177,7 @@ impl Judge {
     pub fn is_robbed(&mut self, identifier: &str) {
         self.robbed.insert(identifier.to_owned());
         if let Some(inside) = self.inside.values_mut().find(|inside| inside.identifier == identifier) {
-            inside.is_robbed = true;
+            inside.robbed_at.get_or_insert_with(Instant::now);
         }
     }
 
@@ -162,6 +200,10 @@ impl Judge {
 
     pub fn is_excused(&self, identifier: &str) -> bool {
         self.excused.contains(identifier)
+    }
+
+    pub fn excuses_anybody(&self) -> bool {
+        !self.excused.is_empty()
     }
 
     pub fn knows(&mut self, lock: &LockPath) {

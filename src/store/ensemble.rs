@@ -31,6 +31,9 @@ pub trait Ensemble {
 
     /// The time since some moment, which goes on while we stand still or the machine sleeps.
     fn clock(&self) -> Duration;
+
+    /// Ready once the clock shows `when`, or shows more when we wake up. It looks whenever it is polled.
+    async fn reaches(&self, when: Duration);
 }
 
 /// One connection to one server. Dropped, it is abandoned: the session may be resumed elsewhere.

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 pub use self::random::Random;
 use self::servers::{Answer, Request};
@@ -46,16 +46,16 @@ struct Shared {
 
 impl Default for MemoryEnsemble {
     fn default() -> MemoryEnsemble {
-        MemoryEnsemble::new(1, Random(0), Faults::default())
+        MemoryEnsemble::new(1, SESSION_TIMEOUT, Random(0), Faults::default())
     }
 }
 
 impl MemoryEnsemble {
-    /// So many servers, with these faults. Needs a runtime.
-    pub fn new(count: u16, random: Random, faults: Faults) -> MemoryEnsemble {
+    /// So many servers, which keep sessions for so long, with these faults. Needs a runtime.
+    pub fn new(count: u16, session_timeout: Duration, random: Random, faults: Faults) -> MemoryEnsemble {
         let server = |number| Server { host: format!("memory{number}"), port: 1 };
         let addresses = Servers { servers: (0..count).map(server).collect(), chroot: None };
-        let servers = Mutex::new(servers::Servers::new(usize::from(count), SESSION_TIMEOUT, random, faults));
+        let servers = Mutex::new(servers::Servers::new(usize::from(count), session_timeout, random, faults));
         let shared = Arc::new(Shared { servers, changed: Notify::new(), is_driven: AtomicBool::new(false) });
         MemoryEnsemble { shared, addresses, client: 0 }
     }
@@ -133,7 +133,8 @@ impl Ensemble for MemoryEnsemble {
         let number = self.addresses.servers.iter().position(|known| known == server).expect("one of ours");
         let (opened, opening) = oneshot::channel();
         self.shared.with(|servers| servers.open(self.client, number, resume.copied(), opened));
-        match timeout(within, opening).await {
+        let mut opening = Opening { shared: Arc::clone(&self.shared), opening };
+        match timeout(within, &mut opening.opening).await {
             Ok(Ok(Some((connection, id)))) => {
                 Ok(MemorySession { shared: Arc::clone(&self.shared), server: server.clone(), connection, id })
             }
@@ -149,6 +150,24 @@ impl Ensemble for MemoryEnsemble {
 
     fn clock(&self) -> Duration {
         self.shared.servers.lock().expect("not poisoned").clock()
+    }
+
+    async fn reaches(&self, when: Duration) {
+        sleep(when.saturating_sub(self.clock())).await;
+    }
+}
+
+/// A connection that nobody may be there for when it comes up.
+struct Opening {
+    shared: Arc<Shared>,
+    opening: oneshot::Receiver<Option<(ConnectionId, SessionId)>>,
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        if let Ok(Some((connection, _))) = self.opening.try_recv() {
+            self.shared.servers.lock().expect("not poisoned").abandon(connection);
+        }
     }
 }
 
@@ -197,7 +216,7 @@ impl Session for MemorySession {
     }
 
     fn timeout(&self) -> Duration {
-        SESSION_TIMEOUT
+        self.shared.servers.lock().expect("not poisoned").session_timeout()
     }
 
     async fn create(&self, prefix: &str, data: &[u8], lasting: Lasting) -> Result<Created, Failure> {

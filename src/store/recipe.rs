@@ -21,7 +21,7 @@ use self::link::Link;
 use super::ensemble::{Ensemble, Failure, Node, Refusal, Session, Stat, Watched};
 use crate::lock::{
     AbsolutePath, Claim, Contender, Doubt, Entry, Expected, FencingToken, Identifier, Lifetime, Limit, LockPath, Loss,
-    NodeName, Place, Queue, Reading, Removal, Store, StoreError,
+    NodeName, Place, Queue, Reading, Removal, Standing, Store, StoreError,
 };
 use crate::planted::{Mistake, planted};
 
@@ -39,8 +39,9 @@ pub struct Recipe<E: Ensemble> {
     release_timeout: Duration,
     /// What may stand in a lock's directory of ours besides the node that we know (rule R4).
     loose: RefCell<Vec<Loose>>,
-    /// The session that a contender of ours is bound to.
+    /// The session that a contender of ours is bound to, and which one that is.
     bound: Cell<Option<Bound>>,
+    own: RefCell<Option<NodeName>>,
 }
 
 struct Loose {
@@ -62,8 +63,14 @@ impl<E: Ensemble> Recipe<E> {
         limit: Limit,
         release_timeout: Duration,
     ) -> Result<Recipe<E>, StoreError> {
-        let store =
-            Recipe { link: Link::new(ensemble), chroot, release_timeout, loose: RefCell::default(), bound: Cell::default() };
+        let store = Recipe {
+            link: Link::new(ensemble),
+            chroot,
+            release_timeout,
+            loose: RefCell::default(),
+            bound: Cell::default(),
+            own: RefCell::default(),
+        };
         let is_connected = match limit {
             Limit::Once(until) => timeout_at(until, store.link.connect_once()).await.unwrap_or_default(),
             Limit::At(until) => timeout_at(until, store.link.session()).await.is_ok(),
@@ -168,6 +175,30 @@ impl<E: Ensemble> Recipe<E> {
         self.loose.borrow_mut().retain(|loose| loose.lock != *lock);
     }
 
+    /// Removes a node of ours, and whatever else may be there of its family.
+    async fn leave_until(
+        &self,
+        until: Instant,
+        lock: &LockPath,
+        name: &NodeName,
+        expected: Expected,
+    ) -> Result<Removal, StoreError> {
+        let removal = self.remove(lock, name, expected, until).await?;
+        while let Some(family) = self.loose_in(lock).pop() {
+            let unsettled = |cause| {
+                let prefix = format!("{lock}/{family}");
+                StoreError::Unsettled { prefix, place: self.link.place(), cause }
+            };
+            let session = timeout_at(until, self.link.session()).await.map_err(|_| unsettled(self.link.trouble()))?;
+            match self.sweep(&session, lock, None).await {
+                Ok(()) => self.forget_loose(lock),
+                Err(Failure::InDoubt(_)) => {}
+                Err(Failure::Said(refusal)) => return Err(unsettled(refusal.to_string())),
+            }
+        }
+        Ok(removal)
+    }
+
     async fn remove(
         &self,
         lock: &LockPath,
@@ -202,19 +233,31 @@ impl<E: Ensemble> Recipe<E> {
 
 impl<E: Ensemble> Store for Recipe<E> {
     async fn enter(&self, lock: &LockPath, claim: &Claim, give_up: impl Future<Output = ()>) -> Result<Entry, StoreError> {
-        Entering::new(self, lock, claim).enter(give_up).await
+        let entry = Entering::new(self, lock, claim).enter(give_up).await;
+        if let Ok(Entry::In(place)) = &entry {
+            self.own.replace(Some(place.name.clone()));
+        }
+        entry
     }
 
     async fn contenders(&self, lock: &LockPath) -> Result<Queue, StoreError> {
         let directory = self.directory(lock);
         let listing = async |session: &E::Session| match self.bound.get() {
-            Some(_) => self.confirmed(session, session.children(&directory)).await,
+            Some(bound) if bound.session == session.id() => self.while_bound(session, lock, session.children(&directory)).await,
+            // The session has ended, and our node with it, whatever is listed yet.
+            Some(_) => Err(Failure::Said(Refusal::NoNode)),
             None => session.children(&directory).await,
         };
-        match self.link.look(listing).await {
-            Ok(names) => Ok(Queue::new(names)),
-            Err(Refusal::NoNode) => Err(StoreError::NoLock(lock.clone())),
-            Err(refusal) => Err(self.refused(format!("to list {lock}"), &refusal)),
+        loop {
+            let queue = match self.link.look(listing).await {
+                Ok(names) => Queue::new(names),
+                Err(Refusal::NoNode) => return Err(StoreError::NoLock(lock.clone())),
+                Err(refusal) => return Err(self.refused(format!("to list {lock}"), &refusal)),
+            };
+            let is_ours = self.own.borrow().as_ref().is_some_and(|own| queue.standing(own) == Standing::Held);
+            if !is_ours || self.is_sure_of_its_session().await {
+                return Ok(queue);
+            }
         }
     }
 
@@ -265,26 +308,28 @@ impl<E: Ensemble> Store for Recipe<E> {
         tell: &mut dyn FnMut(Doubt),
     ) -> Result<Loss, StoreError> {
         match lifetime {
-            Lifetime::Spawned | Lifetime::Explicit => self.gone(lock, name).await.map(|()| Loss::Removed),
-            Lifetime::Session { notice } => self.lost_with_its_session(lock, name, notice, tell).await,
+            Lifetime::Spawned | Lifetime::Explicit => {
+                self.gone(lock, name).await?;
+                // A server that is cut off may have forgotten a node that is there: no reason to stop a command.
+                while !self.is_gone_for_all(lock, name).await {
+                    sleep(LOOK_AGAIN).await;
+                    self.gone(lock, name).await?;
+                }
+                Ok(Loss::Removed)
+            }
+            Lifetime::Session { .. } => self.lost_with_its_session(lock, name, tell).await,
         }
     }
 
     async fn leave(&self, lock: &LockPath, name: &NodeName, expected: Expected) -> Result<Removal, StoreError> {
         let until = Instant::now() + self.release_timeout;
-        let removal = self.remove(lock, name, expected, until).await?;
-        while let Some(family) = self.loose_in(lock).pop() {
-            let unsettled = |cause| {
-                let prefix = format!("{lock}/{family}");
-                StoreError::Unsettled { prefix, place: self.link.place(), cause }
-            };
-            let session = timeout_at(until, self.link.session()).await.map_err(|_| unsettled(self.link.trouble()))?;
-            match self.sweep(&session, lock, None).await {
-                Ok(()) => self.forget_loose(lock),
-                Err(Failure::InDoubt(_)) => {}
-                Err(Failure::Said(refusal)) => return Err(unsettled(refusal.to_string())),
-            }
+        let Some(bound) = self.bound.get() else { return self.leave_until(until, lock, name, expected).await };
+        // What cannot be removed before the session may have expired goes with it.
+        let until = until.min(Instant::now() + bound.safe_until().saturating_sub(self.link.clock()));
+        if let Ok(Ok(removal)) = timeout_at(until, self.leave_until(until, lock, name, expected)).await {
+            return Ok(removal);
         }
-        Ok(removal)
+        self.forget_loose(lock);
+        Ok(Removal::LeftToSession)
     }
 }

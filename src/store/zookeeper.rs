@@ -27,7 +27,8 @@ use super::servers::{Server, Servers};
 use crate::clock;
 use crate::lock::{AbsolutePath, Limit, StoreError};
 
-/// The longer it is the fewer pings are sent; nothing of ours ends with the session. Servers grant 40 s at most by default.
+/// The longer it is the fewer pings are sent, and the longer a lock that is bound to it outlasts an outage. Servers grant 40 s at
+/// most by default.
 const SESSION_TIMEOUT: Duration = Duration::from_secs(30);
 /// For closing a session that nobody asked for.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
@@ -108,6 +109,10 @@ impl ensemble::Ensemble for Network {
 
     fn clock(&self) -> Duration {
         clock::now()
+    }
+
+    async fn reaches(&self, when: Duration) {
+        clock::reaches(when).await;
     }
 }
 

@@ -99,7 +99,7 @@ pub async fn supervise(
         let event = tokio::select! {
             biased;
             Ok(()) = permission.changed() => Some(Event::Permission(*permission.borrow())),
-            () = clock::reaches(clock::now, deadline.unwrap_or_default()), if deadline.is_some() => {
+            () = clock::reaches(deadline.unwrap_or_default()), if deadline.is_some() => {
                 deadline = None;
                 Some(Event::Deadline)
             }

@@ -646,7 +646,7 @@ impl<'a, S: Store> Attempt<'a, S> {
                     };
                     format!("behind {} {who}, {ahead}", predecessor.sequence().number())
                 }
-                Happening::Evicted { node } => format!("evicted {}", node.name.sequence().number()),
+                Happening::Evicted { node, .. } => format!("evicted {}", node.name.sequence().number()),
                 Happening::NearlyUsedUp { .. } => "nearly used up".to_owned(),
                 Happening::LeftBehind { error } => error.to_string(),
             };

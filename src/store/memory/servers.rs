@@ -113,6 +113,8 @@ struct Server {
     down_until: Instant,
     /// Cut off from the leader.
     apart_until: Instant,
+    /// The sessions that it has heard of since it told the leader last.
+    heard: BTreeSet<i64>,
     /// Whose answers wait until it has seen so much.
     waiting: Vec<(usize, ConnectionId, u64, Result<Answer, Refusal>)>,
 }
@@ -136,6 +138,8 @@ struct Connection {
     down: Instant,
     /// Nothing gets through until then.
     silent_until: Instant,
+    /// Its client stands still until then.
+    frozen_until: Instant,
     pending: BTreeMap<u64, Reply>,
     request_count: u64,
     watches: Vec<(String, u64)>,
@@ -156,13 +160,19 @@ enum Event {
     /// A server sees one more change.
     See(usize),
     Deliver(ConnectionId, u64, Result<Answer, Refusal>),
-    Heartbeat(ConnectionId),
+    /// The client crate sends pings by itself.
+    Ping(ConnectionId),
+    /// A server tells the leader whom it has heard.
+    Tell(usize),
     Expire(SessionId),
+    /// The server of a session that has ended hangs up.
+    HangUp(ConnectionId),
 }
 
 impl Servers {
     pub fn new(count: usize, session_timeout: Duration, random: Random, faults: Faults) -> Servers {
         let now = Instant::now();
+        let half_a_tick = session_timeout / 8;
         let server = || Server {
             tree: Tree::default(),
             seen: 0,
@@ -170,15 +180,17 @@ impl Servers {
             queue: VecDeque::new(),
             down_until: now,
             apart_until: now,
+            heard: BTreeSet::new(),
             waiting: Vec::new(),
         };
+        let tell = |server: usize| ((now + half_a_tick, server as u64), Event::Tell(server));
         Servers {
             faults,
             random,
             began: now,
             session_timeout,
-            events: BTreeMap::new(),
-            event_count: 0,
+            events: (0..count).map(tell).collect(),
+            event_count: count as u64,
             log: Vec::new(),
             tree: Tree::default(),
             members: std::iter::repeat_with(server).take(count).collect(),
@@ -190,6 +202,10 @@ impl Servers {
             removed: BTreeSet::new(),
             notes: None,
         }
+    }
+
+    pub fn session_timeout(&self) -> Duration {
+        self.session_timeout
     }
 
     pub fn clock(&self) -> Duration {
@@ -290,7 +306,9 @@ impl Servers {
                     _ = reply.send(answer);
                 }
             }
-            Event::Heartbeat(connection) => self.beat(connection),
+            Event::Ping(connection) => self.ping(connection),
+            Event::Tell(server) => self.tell(server),
+            Event::HangUp(connection) => self.cut(connection),
             Event::Expire(session) => self.expire_if_due(session),
         }
     }
@@ -366,7 +384,6 @@ impl Servers {
             self.note(|| format!("{request} of session {session} at server {server} is refused"));
             return self.cut(connection);
         }
-        self.hear(session, server);
         let answer = match request {
             Request::Create { prefix, data, lasting } => {
                 self.tree.sequential(&prefix, &data, lasting, session).map(|(path, change)| {
@@ -497,6 +514,7 @@ impl Servers {
             up: now,
             down: now,
             silent_until: now,
+            frozen_until: now,
             pending: BTreeMap::new(),
             request_count: 0,
             watches: Vec::new(),
@@ -505,30 +523,43 @@ impl Servers {
             reads: Vec::new(),
         };
         self.connections.insert(connection, open);
-        self.at(now + self.session_timeout / 3, Event::Heartbeat(connection));
+        self.at(now + self.session_timeout / 3, Event::Ping(connection));
         if opened.send(Some((connection, session))).is_err() {
             self.abandon(connection);
         }
     }
 
-    /// The client crate sends pings by itself.
-    fn beat(&mut self, connection: ConnectionId) {
+    fn ping(&mut self, connection: ConnectionId) {
         let now = Instant::now();
         let Some(open) = self.connections.get(&connection) else { return };
-        let is_heard = open.is_open_there && open.silent_until <= now;
+        let is_heard = open.is_open_there && open.silent_until.max(open.frozen_until) <= now;
         let (session, server, is_alive) = (open.session, open.server, open.is_open_here);
         if is_heard && is_alive && self.members[server].down_until <= now {
             self.hear(session, server);
         }
         if is_alive {
-            self.at(now + self.session_timeout / 3, Event::Heartbeat(connection));
+            self.at(now + self.session_timeout / 3, Event::Ping(connection));
         }
     }
 
     fn hear(&mut self, session: SessionId, server: usize) {
-        if let Some(session) = self.sessions.get_mut(&session.0).filter(|session| session.server == server) {
-            session.heard = session.heard.max(Instant::now());
+        self.members[server].heard.insert(session.0);
+    }
+
+    /// Twice a tick, as long as they are not apart; the leader counts from when it is told.
+    fn tell(&mut self, server: usize) {
+        let now = Instant::now();
+        let Server { heard, apart_until, down_until, .. } = &mut self.members[server];
+        let when = (*apart_until).max(*down_until).max(self.halted_until);
+        if when <= now {
+            for session in std::mem::take(heard) {
+                if let Some(session) = self.sessions.get_mut(&session).filter(|session| session.server == server) {
+                    session.heard = now;
+                }
+            }
         }
+        let half_a_tick = self.session_timeout / 8;
+        self.at(when.max(now + half_a_tick), Event::Tell(server));
     }
 
     fn expire_if_due(&mut self, id: SessionId) {
@@ -551,9 +582,11 @@ impl Servers {
         for path in self.tree.bound_to(id) {
             self.write(Change::Delete(path));
         }
+        // Its servers see it first, and tell whoever watches what went with it.
         let lost: Vec<_> = self.connections.iter().filter(|(_, open)| open.session == id).map(|(id, _)| *id).collect();
         for connection in lost {
-            self.cut(connection);
+            let when = Instant::now() + self.random.up_to(self.faults.lag) + self.latency();
+            self.at(when, Event::HangUp(connection));
         }
     }
 }
@@ -585,7 +618,24 @@ impl Servers {
     /// A client stands still for a time.
     pub fn freeze(&mut self, client: u64, time: Duration) {
         for open in self.connections.values_mut().filter(|open| open.client == client) {
-            open.silent_until = Instant::now() + time;
+            open.frozen_until = Instant::now() + time;
+        }
+    }
+
+    /// Everything that was cut off, down or silent is back, and nothing goes wrong any more.
+    pub fn heal(&mut self) {
+        let now = Instant::now();
+        self.faults = Faults { latency: self.faults.latency, ..Faults::default() };
+        self.halted_until = now;
+        for server in &mut self.members {
+            (server.apart_until, server.down_until) = (now, now);
+        }
+        for open in self.connections.values_mut() {
+            open.silent_until = now;
+        }
+        for server in 0..self.members.len() {
+            self.at(now, Event::Tell(server));
+            self.at(now, Event::PassOn(server));
         }
     }
 

@@ -1,8 +1,9 @@
 //! A contender that is bound to its session: how long others cannot be where we are.
 //!
-//! The leader ends a session that it has not heard of for the session's timeout. It hears of us by the server that we are
-//! connected to, which tells it twice a tick whom it has heard; and by whatever it has to decide or to confirm for us. So what
-//! counts is when we sent the last `sync` that was answered, for a mere look may be answered by a server that is cut off.
+//! The leader ends a session that it has not heard of for the session's timeout. It hears of it when it is opened or resumed, and
+//! else by the server that we are connected to, which tells it twice a tick whom it has heard; not by what it has to decide for
+//! us. What a server answers by itself proves nothing, for it may be cut off; nor does a `sync`, which a leader answers that is
+//! none any more. So a question that a majority has to agree to proves that half a tick before the leader was told of us.
 
 use std::future::Future;
 use std::pin::pin;
@@ -11,47 +12,68 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::Recipe;
-use crate::clock;
 use crate::lock::{Doubt, LockPath, Loss, NodeName, Store, StoreError};
 use crate::planted::{Mistake, planted};
-use crate::store::ensemble::{Ensemble, Failure, Session, SessionId};
+use crate::store::ensemble::{Ensemble, Failure, Refusal, Session, SessionId};
 
-/// A session, and how far it is to be trusted.
+/// No node is ever written so often: a delete of this version is decided, and does nothing.
+const NO_VERSION: i32 = i32::MAX;
+
+/// A session, and how far it is to be trusted. Times are of the ensemble's clock.
 #[derive(Clone, Copy)]
 pub struct Bound {
     pub session: SessionId,
     pub timeout: Duration,
-    /// On the ensemble's clock: what was sent then has been confirmed.
-    pub confirmed: Duration,
+    /// How long before the end of the session whoever works under it has to know.
+    pub notice: Duration,
+    /// What was sent then the leader has heard of.
+    heard: Duration,
+    /// What was sent then was answered, and the leader will have heard of it half a tick later.
+    asked: Duration,
 }
 
 impl Bound {
-    /// Between two requests that confirm the session.
-    fn beat(&self) -> Duration {
+    /// A session, by a connection that was asked for at this time.
+    pub fn new(session: SessionId, timeout: Duration, notice: Duration, connected: Duration) -> Bound {
+        Bound { session, timeout, notice, heard: connected, asked: connected }
+    }
+
+    /// Between two questions whether the session lives, and how long an answer may take. It is more than half a tick: no server
+    /// that grants this session has a tick longer than a quarter of it, but for odd ones.
+    fn interval(&self) -> Duration {
         self.timeout / 8
     }
 
-    /// How long after a confirmation the leader cannot have ended the session. It may know of us what is a beat older, and half a
-    /// tick: no server that grants this session has a tick longer than a quarter of it, but for odd ones.
-    fn trusted(&self) -> Duration {
-        self.timeout * 3 / 4
+    /// Until then the leader cannot have ended the session.
+    pub fn safe_until(&self) -> Duration {
+        self.heard + self.timeout * 7 / 8
     }
 
-    fn safe_until(&self) -> Duration {
-        self.confirmed + self.trusted()
+    /// When the notice has to be given.
+    fn due(&self) -> Duration {
+        self.safe_until().saturating_sub(self.notice)
     }
 
-    /// Whether two confirmations may be missed before the notice has to be given.
-    pub fn leaves_time_for(&self, notice: Duration) -> bool {
-        notice + self.beat() * 2 <= self.trusted()
+    /// Whether two questions may stay unanswered before the notice has to be given.
+    pub fn leaves_time(&self) -> bool {
+        self.notice.saturating_add(self.interval() * 3) <= self.timeout * 7 / 8
+    }
+
+    /// With a question that was sent then, and answered, over a connection that was asked for at that time.
+    fn confirmed(self, sent: Duration, connected: Option<Duration>, timeout: Duration) -> Bound {
+        let heard = self.heard.max(connected.unwrap_or_default());
+        match self.asked + self.interval() <= sent {
+            true => Bound { timeout, heard: heard.max(self.asked), asked: sent, ..self },
+            false => Bound { timeout, heard, ..self },
+        }
     }
 }
 
-/// What one request told.
-enum Beat {
-    Confirmed,
+/// What the ensemble knows of our contender.
+enum Known {
+    Alive,
     Gone,
-    /// The servers have ended the session.
+    /// The session has ended.
     Over,
 }
 
@@ -61,7 +83,6 @@ impl<E: Ensemble> Recipe<E> {
         &self,
         lock: &LockPath,
         name: &NodeName,
-        notice: Duration,
         tell: &mut dyn FnMut(Doubt),
     ) -> Result<Loss, StoreError> {
         let mut gone = pin!(self.gone(lock, name));
@@ -70,86 +91,134 @@ impl<E: Ensemble> Recipe<E> {
         }
         loop {
             let Some(bound) = self.bound.get() else { return Ok(Loss::Expiring(Duration::ZERO)) };
-            let due = bound.safe_until().saturating_sub(notice);
-            let beat = tokio::select! {
+            let expiring = || Ok(Loss::Expiring(bound.safe_until().saturating_sub(self.link.clock())));
+            let known = tokio::select! {
                 biased;
-                () = self.reaches(due) => None,
-                gone = gone.as_mut() => match gone {
-                    Ok(()) => Some(match timeout(bound.beat(), self.link.session()).await {
-                        Ok(session) if session.id() == bound.session => Beat::Gone,
-                        Ok(_) | Err(_) => Beat::Over,
-                    }),
-                    Err(error) => return Err(error),
-                },
-                beat = async {
-                    self.reaches(bound.confirmed + bound.beat()).await;
-                    self.beat(lock, name).await
-                } => Some(beat?),
-            };
-            let beat = match beat {
-                Some(beat) => beat,
-                // We were away, not the servers: they may know us yet.
-                None if self.link.clock() > due + bound.beat() => {
-                    tell(Doubt::Arisen);
-                    match timeout(bound.beat(), self.beat(lock, name)).await {
-                        Ok(beat) => {
-                            let beat = beat?;
-                            if let Beat::Confirmed = beat {
-                                tell(Doubt::Dispelled);
-                            }
-                            beat
-                        }
-                        Err(_) => return Ok(self.expiring(bound)),
+                () = self.link.reaches(bound.due()) => {
+                    if self.link.clock() <= bound.due() + bound.interval() {
+                        return expiring();
                     }
+                    // We were away, not the servers: they may know us yet. Nobody else may wait for a connection meanwhile, and
+                    // not be polled.
+                    gone.set(self.gone(lock, name));
+                    tell(Doubt::Arisen);
+                    let asked = async {
+                        self.has_the_leader_hear_of_us().await;
+                        self.ask_about(lock, name).await
+                    };
+                    let Ok(known) = timeout(bound.interval(), asked).await else { return expiring() };
+                    if let Ok(Known::Alive) = known {
+                        tell(Doubt::Dispelled);
+                    }
+                    known
                 }
-                None => return Ok(self.expiring(bound)),
+                gone_now = gone.as_mut() => {
+                    gone_now?;
+                    gone.set(self.gone(lock, name));
+                    let Ok(known) = timeout(bound.interval(), self.ask_about(lock, name)).await else { return expiring() };
+                    known
+                }
+                known = async {
+                    self.link.reaches(bound.asked + bound.interval()).await;
+                    self.ask_about(lock, name).await
+                } => known,
             };
-            match beat {
-                Beat::Confirmed => {}
-                Beat::Gone => return Ok(Loss::Removed),
-                Beat::Over => return Ok(Loss::Expiring(Duration::ZERO)),
+            match known? {
+                Known::Alive => {}
+                Known::Gone => return Ok(Loss::Removed),
+                Known::Over => return Ok(Loss::Expiring(Duration::ZERO)),
             }
         }
     }
 
-    fn expiring(&self, bound: Bound) -> Loss {
-        Loss::Expiring(bound.safe_until().saturating_sub(self.link.clock()))
+    /// A session that is resumed is told to the leader at once: so that is what happens to it.
+    async fn has_the_leader_hear_of_us(&self) {
+        let session = self.link.session().await;
+        self.link.give_up(&session, "the leader is to hear of us").await;
+    }
+
+    /// Whoever waited for long has hardly asked anything: before the turn is taken the session is made sure of. False if there
+    /// was need to, so that everything may be different now.
+    pub(super) async fn is_sure_of_its_session(&self) -> bool {
+        let is_sure = self.bound.get().is_none_or(|bound| self.link.clock() + bound.interval() * 2 < bound.due());
+        if !is_sure {
+            self.has_the_leader_hear_of_us().await;
+        }
+        is_sure
     }
 
     /// Asks until it is answered whether our session lives, and our node with it.
-    async fn beat(&self, lock: &LockPath, name: &NodeName) -> Result<Beat, StoreError> {
+    async fn ask_about(&self, lock: &LockPath, name: &NodeName) -> Result<Known, StoreError> {
         let path = format!("{}/{name}", self.directory(lock));
         loop {
             let session = self.link.session().await;
-            if self.bound.get().is_none_or(|bound| bound.session != session.id()) {
-                return Ok(Beat::Over);
-            }
-            match self.link.ask(&session, self.confirmed(&session, session.stat(&path))).await {
-                Ok(Some(_)) => return Ok(Beat::Confirmed),
-                Ok(None) => return Ok(Beat::Gone),
+            let Some(bound) = self.bound.get().filter(|bound| bound.session == session.id()) else {
+                return Ok(Known::Over);
+            };
+            let sent = self.link.clock();
+            let question = async {
+                if planted(Mistake::TrustsAMereLook) {
+                    return match session.stat(&path).await? {
+                        Some(_) => Err(Failure::Said(Refusal::BadVersion)),
+                        None => Err(Failure::Said(Refusal::NoNode)),
+                    };
+                }
+                session.delete(&path, Some(NO_VERSION)).await
+            };
+            match self.link.ask_within(bound.interval(), &session, question).await {
+                Err(Failure::Said(Refusal::BadVersion)) => {
+                    self.confirm(&session, sent);
+                    return Ok(Known::Alive);
+                }
+                Ok(()) | Err(Failure::Said(Refusal::NoNode)) => return Ok(Known::Gone),
+                Err(Failure::Said(refusal)) => return Err(self.refused(format!("to tell of {lock}"), &refusal)),
                 Err(Failure::InDoubt(_)) => {}
-                Err(Failure::Said(refusal)) => return Err(self.refused(format!("to look at {lock}"), &refusal)),
             }
         }
     }
 
-    /// Asks for something behind a barrier, which confirms the session.
-    pub(super) async fn confirmed<T>(
+    /// Whether a majority agrees that a node of ours is not there; where we may not ask, what we saw must do.
+    pub(super) async fn is_gone_for_all(&self, lock: &LockPath, name: &NodeName) -> bool {
+        let path = format!("{}/{name}", self.directory(lock));
+        loop {
+            let session = self.link.session().await;
+            match self.link.ask(&session, session.delete(&path, Some(NO_VERSION))).await {
+                Err(Failure::Said(Refusal::BadVersion)) => return false,
+                Ok(()) | Err(Failure::Said(_)) => return true,
+                Err(Failure::InDoubt(_)) => {}
+            }
+        }
+    }
+
+    /// Asks for something in the same flight as whether the session lives.
+    pub(super) async fn while_bound<T>(
         &self,
         session: &E::Session,
+        lock: &LockPath,
         request: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, Failure> {
+        let own = self.own.borrow().clone();
+        let path = own.map(|name| format!("{}/{name}", self.directory(lock)));
         let sent = self.link.clock();
-        let (barrier, answer) = tokio::join!(session.sync("/"), request);
-        barrier?;
-        let answer = answer?;
-        if let Some(bound) = self.bound.get().filter(|bound| bound.session == session.id()) {
-            self.bound.set(Some(Bound { confirmed: sent.max(bound.confirmed), timeout: session.timeout(), ..bound }));
+        let life = async {
+            match &path {
+                Some(path) => session.delete(path, Some(NO_VERSION)).await,
+                None => Ok(()),
+            }
+        };
+        let (life, answer) = tokio::join!(life, request);
+        match life {
+            Err(Failure::Said(Refusal::BadVersion)) => self.confirm(session, sent),
+            // The listing will show it.
+            Ok(()) | Err(Failure::Said(_)) => {}
+            Err(Failure::InDoubt(cause)) => return Err(Failure::InDoubt(cause)),
         }
-        Ok(answer)
+        answer
     }
 
-    async fn reaches(&self, when: Duration) {
-        clock::reaches(|| self.link.clock(), when).await;
+    fn confirm(&self, session: &E::Session, sent: Duration) {
+        if let Some(bound) = self.bound.get().filter(|bound| bound.session == session.id()) {
+            self.bound.set(Some(bound.confirmed(sent, self.link.connected(session.id()), session.timeout())));
+        }
     }
 }

@@ -151,10 +151,11 @@ impl<'r, E: Ensemble> Entering<'r, E> {
     /// Whether we could leave again what we are about to enter.
     async fn has_a_way_out(&mut self, session: &Rc<E::Session>) -> Result<bool, Failure> {
         if let Lifetime::Session { notice } = self.claim.lifetime {
-            let bound = Bound { session: session.id(), timeout: session.timeout(), confirmed: self.recipe.link.clock() };
-            if !bound.leaves_time_for(notice) {
+            let connected = self.recipe.link.connected(session.id()).unwrap_or_default();
+            let bound = Bound::new(session.id(), session.timeout(), notice, connected);
+            if !bound.leaves_time() {
                 let place = self.recipe.link.place();
-                self.ends_with(Err(StoreError::SessionTooShort { place, session: bound.timeout, notice }));
+                self.ends_with(Err(StoreError::SessionTooShort { place, session: session.timeout(), notice }));
                 return Ok(false);
             }
             self.recipe.bound.set(Some(bound));

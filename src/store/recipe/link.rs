@@ -11,7 +11,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
 use crate::planted::{Mistake, planted};
-use crate::store::ensemble::{Ensemble, Failure, OpenError, Refusal, Session};
+use crate::store::ensemble::{Ensemble, Failure, OpenError, Refusal, Session, SessionId};
 
 /// How long a server may take to give us a session, where another could be tried instead, and where not.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(2);
@@ -33,6 +33,8 @@ pub struct Link<E: Ensemble> {
     is_answered: Cell<bool>,
     /// Whether a person was told that there is no connection.
     is_told: Cell<bool>,
+    /// When the connection was asked for, by the ensemble's clock.
+    connected: Cell<Option<(SessionId, Duration)>>,
     /// Whether our server may not have seen yet what others were told before we came.
     may_be_behind: Cell<bool>,
 }
@@ -51,7 +53,7 @@ impl<E: Ensemble> Link<E> {
     pub fn new(ensemble: E) -> Link<E> {
         let state = Mutex::new(State { session: None, resume: None, is_first: true, pause: Duration::ZERO });
         let (is_answered, is_told, may_be_behind) = (Cell::new(true), Cell::new(false), Cell::new(true));
-        Link { ensemble, state, trouble: RefCell::default(), is_answered, is_told, may_be_behind }
+        Link { ensemble, state, trouble: RefCell::default(), is_answered, is_told, connected: Cell::default(), may_be_behind }
     }
 
     pub fn place(&self) -> String {
@@ -61,6 +63,16 @@ impl<E: Ensemble> Link<E> {
     /// The ensemble's.
     pub fn clock(&self) -> Duration {
         self.ensemble.clock()
+    }
+
+    /// When the connection that we have of this session was asked for.
+    pub fn connected(&self, session: SessionId) -> Option<Duration> {
+        self.connected.get().filter(|(connected, _)| *connected == session).map(|(_, asked)| asked)
+    }
+
+    /// The ensemble's.
+    pub async fn reaches(&self, when: Duration) {
+        self.ensemble.reaches(when).await;
     }
 
     /// What went wrong last, for a message that something did.
@@ -122,10 +134,12 @@ impl<E: Ensemble> Link<E> {
         let first = (self.ensemble.random() % servers.len() as u128) as usize;
         let (before, after) = servers.split_at(first);
         for server in after.iter().chain(before) {
+            let mut asked = self.ensemble.clock();
             let opened = match self.ensemble.open(server, state.resume.as_ref(), within).await {
                 Err(OpenError::Expired) => {
                     info!("{server} says that our session has expired");
                     state.resume = None;
+                    asked = self.ensemble.clock();
                     self.ensemble.open(server, None, within).await
                 }
                 opened => opened,
@@ -133,6 +147,7 @@ impl<E: Ensemble> Link<E> {
             let cause = match opened {
                 Ok(session) => {
                     debug!("session {} at {server}", session.id());
+                    self.connected.set(Some((session.id(), asked)));
                     state.resume = Some(session.key());
                     let caught_up = if state.is_first { Ok(()) } else { catch_up(&session, within).await };
                     self.may_be_behind.set(state.is_first);
@@ -154,14 +169,27 @@ impl<E: Ensemble> Link<E> {
     }
 
     /// Asks once, for an answer in time. What is in doubt ends the connection, so that the next request goes by a new one.
+    ///
+    /// # Cancellation
+    /// As the request's.
     pub async fn ask<T>(
         &self,
         session: &Rc<E::Session>,
         request: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, Failure> {
-        let answer = match timeout(ANSWER_TIMEOUT, request).await {
+        self.ask_within(ANSWER_TIMEOUT, session, request).await
+    }
+
+    /// The same for an answer that is wanted sooner, or later.
+    pub async fn ask_within<T>(
+        &self,
+        time: Duration,
+        session: &Rc<E::Session>,
+        request: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        let answer = match timeout(time, request).await {
             Ok(answer) => answer,
-            Err(_) => Err(Failure::InDoubt(format!("no answer in {}", humantime::format_duration(ANSWER_TIMEOUT)))),
+            Err(_) => Err(Failure::InDoubt(format!("no answer in {}", humantime::format_duration(time)))),
         };
         match &answer {
             Ok(_) | Err(Failure::Said(_)) => {
@@ -175,8 +203,11 @@ impl<E: Ensemble> Link<E> {
         answer
     }
 
-    /// Asks for something that changes nothing, again and again until it is answered. In a session in which nothing was
-    /// written yet it is asked behind a barrier, in the same flight: whoever has just been told of a node must find it.
+    /// Asks for something that changes nothing, again and again until it is answered. In the first session, as long as nothing
+    /// was written in it, it is asked behind a barrier, in the same flight: whoever has just been told of a node must find it.
+    ///
+    /// # Cancellation
+    /// May be dropped.
     pub async fn look<T>(&self, request: impl AsyncFn(&E::Session) -> Result<T, Failure>) -> Result<T, Refusal> {
         loop {
             let session = self.session().await;
@@ -199,6 +230,9 @@ impl<E: Ensemble> Link<E> {
 
     /// Ends a session, so that nothing that was sent in it and never answered can happen any more. In doubt it may yet be
     /// there, and is resumed.
+    ///
+    /// # Cancellation
+    /// May be dropped, which leaves it in doubt.
     pub async fn end(&self, session: Rc<E::Session>) -> Result<(), Failure> {
         let mut state = self.state.lock().await;
         state.session.take_if(|current| Rc::ptr_eq(current, &session));
