@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::bench::Bench;
-use super::proxy::{Fate, Proxy, Request};
+use super::proxy::{Direction, Ending, Fate, Proxy, Request};
 use super::zookeeper::Server;
 
 #[test]
@@ -158,28 +158,38 @@ fn a_waiter_is_woken_by_what_happened_while_it_was_cut_off() {
 
 #[test]
 fn a_lost_request_or_reply_makes_neither_two_nodes_nor_leaves_one() {
-    for losses in [
-        &[(Request::Create, Fate::Unanswered)][..],
-        &[(Request::Create, Fate::Eaten)],
-        &[(Request::Delete, Fate::Unanswered)],
-        &[(Request::Delete, Fate::Eaten)],
-        &[
-            (Request::Create, Fate::Eaten),
-            (Request::Create, Fate::Unanswered),
-            (Request::Delete, Fate::Eaten),
-            (Request::Delete, Fate::Unanswered),
-        ],
-    ] {
-        let bench = Bench::zookeeper();
-        // The directory is there, so the first create is the contender's.
-        bench.plant("/once/stranger", "");
-        let proxy = Proxy::start(bench.servers(), losses);
-        let through = bench.through(&proxy.address());
-        let run = through.hold(["-n", "/once"]).ready();
-        assert_eq!(bench.queue("/once").len(), 2, "ours and the stranger");
-        run.finish().good();
-        assert_eq!(bench.queue("/once"), ["stranger"]);
-        assert_eq!(proxy.lost(), losses.len());
+    let mut table: Vec<Vec<(Request, Fate)>> = Vec::new();
+    for fate in [Fate::Unanswered, Fate::Eaten] {
+        for request in [Request::Connect, Request::Create, Request::List, Request::Exists, Request::Delete, Request::Close] {
+            table.push(vec![(request, fate)]);
+        }
+        // The barrier before the look for the node that may have been made.
+        table.push(vec![(Request::Create, Fate::Unanswered), (Request::Sync, fate)]);
+        table.push(vec![(Request::Create, Fate::Eaten), (Request::Sync, Fate::Spared), (Request::Sync, fate)]);
+    }
+    table.push(vec![
+        (Request::Create, Fate::Eaten),
+        (Request::Create, Fate::Unanswered),
+        (Request::Delete, Fate::Eaten),
+        (Request::Delete, Fate::Unanswered),
+    ]);
+    for ending in [Ending::Fin, Ending::Reset] {
+        for losses in &table {
+            let bench = Bench::zookeeper();
+            // The directory is there, so the first create is the contender's.
+            bench.plant("/once/stranger", "");
+            let proxy = Proxy::start_with(bench.servers(), losses, ending);
+            let through = bench.through(&proxy.address());
+            let run = through.hold(["-n", "/once"]).ready();
+            assert_eq!(bench.queue("/once").len(), 2, "ours and the stranger: {losses:?} {ending:?}");
+            // Its watch is asked for while the command runs already.
+            let is_before = |loss: &&(Request, Fate)| !matches!(loss.0, Request::Delete | Request::Close);
+            proxy.loses(losses.iter().filter(is_before).count());
+            let ended = run.finish().good();
+            assert_eq!(ended.stdout(), "ready\n", "{losses:?} {ending:?}");
+            assert_eq!(bench.queue("/once"), ["stranger"], "{losses:?} {ending:?}");
+            assert_eq!(proxy.lost(), losses.len(), "{losses:?} {ending:?}");
+        }
     }
 }
 
@@ -243,7 +253,7 @@ fn a_place_that_was_found_again_is_named_when_it_cannot_be_settled() {
         // Of the session that is resumed, and of the first look.
         (Request::Sync, Fate::Spared),
         (Request::Sync, Fate::Spared),
-        (Request::Sync, Fate::Silence),
+        (Request::Sync, Fate::Blackhole(Direction::ToServer)),
     ];
     let proxy = Proxy::start(bench.servers(), &losses);
     let run = bench.through(&proxy.address()).start(["--release-timeout", "1s", "-n", "/named", "echo", "ran"]);
@@ -264,7 +274,7 @@ fn no_wait_does_not_wait_for_a_server_that_went_away() {
     for request in [Request::Create, Request::List] {
         let bench = Bench::zookeeper();
         bench.plant("/once/stranger", "");
-        let proxy = Proxy::start(bench.servers(), &[(request, Fate::Silence)]);
+        let proxy = Proxy::start(bench.servers(), &[(request, Fate::Blackhole(Direction::ToServer))]);
         let run = bench.through(&proxy.address()).start(["--no-wait", "--release-timeout", "1s", "-n", "/once", "true"]);
         run.end().failed(125, "");
         assert_eq!(proxy.lost(), 1);
@@ -276,11 +286,11 @@ fn unlock_ends_at_its_limit_and_at_a_signal() {
     let bench = Bench::zookeeper();
     let node = bench.run(["lock", "/unlock"]).good();
     let node = node.stdout().trim_end();
-    let proxy = Proxy::start(bench.servers(), &[(Request::Delete, Fate::Silence)]);
+    let proxy = Proxy::start(bench.servers(), &[(Request::Delete, Fate::Blackhole(Direction::ToServer))]);
     let started = Instant::now();
     bench.through(&proxy.address()).run(["-t", "1s", "unlock", node]).failed(125, "could not be removed");
     assert!(started.elapsed() < Duration::from_secs(20));
-    let proxy = Proxy::start(bench.servers(), &[(Request::Delete, Fate::Silence)]);
+    let proxy = Proxy::start(bench.servers(), &[(Request::Delete, Fate::Blackhole(Direction::ToServer))]);
     let run = bench.through(&proxy.address()).start(["unlock", node]);
     while proxy.lost() == 0 {
         thread::sleep(Duration::from_millis(5));
