@@ -9,6 +9,7 @@ mod docs;
 mod host;
 mod interop;
 mod outage;
+mod partition;
 mod proxy;
 mod raw;
 mod signals;
