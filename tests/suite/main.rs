@@ -12,6 +12,7 @@ mod outage;
 mod partition;
 mod proxy;
 mod raw;
+mod refusal;
 mod signals;
 mod spawn;
 mod supervision;

@@ -1,7 +1,5 @@
-//! Servers that cannot be reached, refuse, or go away.
+//! Servers that cannot be reached, or go away.
 
-use std::io::Write;
-use std::net::TcpListener;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -33,29 +31,6 @@ fn without_a_limit_a_first_connection_is_given_up_after_a_while_and_a_signal_end
     run.signal(libc::SIGTERM);
     assert_eq!(run.end().died_of(), libc::SIGTERM);
     nowhere.run(["true"]).failed(125, "cannot reach 127.0.0.1:1: connection refused");
-}
-
-#[test]
-fn what_is_no_zookeeper_is_an_error_and_no_hang() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    thread::spawn(move || {
-        let mut silent = Vec::new();
-        for (number, mut stream) in listener.incoming().map_while(Result::ok).enumerate() {
-            // By turns: closes at once, answers nonsense, and says nothing at all.
-            match number % 3 {
-                0 => {}
-                1 => _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n"),
-                _ => silent.push(stream),
-            }
-        }
-    });
-    let bench = Bench::on(&address);
-    for _ in 0..4 {
-        let started = Instant::now();
-        bench.run(["-t", "1500ms", "true"]).failed(125, &format!("cannot reach {address}: "));
-        assert!(started.elapsed() < Duration::from_secs(10));
-    }
 }
 
 #[test]
@@ -215,35 +190,6 @@ fn a_signal_right_after_a_lost_create_leaves_nothing() {
 }
 
 #[test]
-fn a_server_that_refuses_is_an_error_that_says_what_and_leaves_nothing() {
-    use zookeeper_client::{Acl, Acls, AuthId, CreateMode, Permission};
-    let bench = Bench::zookeeper();
-    bench.plant("/acl/stranger", "");
-    let path = format!("{}/acl", bench.chroot());
-    let permit = |permission| {
-        let path = path.clone();
-        bench.admin(async move |client| {
-            let acl = [Acl::new(permission, AuthId::new("world", "anyone"))];
-            client.set_acl(&path, &acl, None).await
-        });
-    };
-    permit(Permission::READ | Permission::ADMIN);
-    bench.run(["-n", "/acl", "true"]).failed(125, "to let us enter");
-    permit(Permission::CREATE | Permission::DELETE | Permission::ADMIN);
-    bench.run(["-n", "/acl", "true"]).failed(125, "refused to list /acl: not authorized");
-    bench.run(["list", "/acl"]).failed(125, "refused to list /acl: not authorized");
-    permit(Permission::ALL);
-    assert_eq!(bench.queue("/acl"), ["stranger"]);
-    // An ephemeral node can have no children.
-    let ephemeral = format!("{}/ephemeral", bench.chroot());
-    bench.admin(async |client| {
-        client.create(&ephemeral, b"", &CreateMode::Ephemeral.with_acls(Acls::anyone_all())).await?;
-        bench.run(["-n", "/ephemeral", "true"]).failed(125, "ephemeral");
-        Ok(())
-    });
-}
-
-#[test]
 fn a_place_that_was_found_again_is_named_when_it_cannot_be_settled() {
     let bench = Bench::zookeeper();
     bench.plant("/named/stranger", "");
@@ -300,15 +246,4 @@ fn unlock_ends_at_its_limit_and_at_a_signal() {
     assert_eq!(ended.died_of(), libc::SIGINT);
     assert!(ended.stderr.contains("may have been removed, or not"), "{ended:?}");
     bench.run(["unlock", node]).good();
-}
-
-#[test]
-fn a_request_that_the_server_hangs_up_on_is_told_and_not_hammered() {
-    let server = Server::start_with("", &["-Djute.maxbuffer=20000"]);
-    let bench = Bench::on(&server.address());
-    let run = bench.start(["-t", "4s", "-i", &"x".repeat(60_000), "-n", "/big", "true"]);
-    run.warns("does not answer our request to enter /big");
-    let ended = run.end().failed(124, "not acquired in time: /big");
-    assert!(ended.cpu < Duration::from_secs(1), "{:?}", ended.cpu);
-    assert!(bench.queue("/big").is_empty());
 }
