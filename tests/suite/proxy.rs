@@ -160,7 +160,7 @@ impl Proxy {
         self.shared.change(|state| state.is_blackhole = [false; 2]);
     }
 
-    /// Makes everything that goes this way later by this much.
+    /// Makes each request or answer that goes this way later by this much, one after the other.
     pub fn delay(&self, direction: Direction, by: Duration) {
         self.shared.change(|state| state.delay[direction as usize] = by);
     }
