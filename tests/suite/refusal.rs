@@ -1,0 +1,600 @@
+//! Servers that are none, that answer nonsense, that refuse, and that cannot go on.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use zookeeper_client::{Acl, Acls, AuthId, CreateMode, Permission};
+
+use super::bench::{Bench, Ended, LIMIT};
+use super::proxy::Request;
+use super::zookeeper::{Server, free_port};
+
+/// What a limit of two seconds, a release of one and the requests that are under way then may come to.
+const BOUNDED: Duration = Duration::from_secs(20);
+
+/// A length that no answer has.
+const OVERSIZED: [u8; 4] = [0x7f, 0xff, 0xff, 0xff];
+const NEGATIVE: [u8; 4] = [0x80, 0, 0, 1];
+
+/// A server of our own: it grants sessions and keeps one queue as ZooKeeper does, but for the answers that the test spoils.
+struct Fake {
+    address: String,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    /// Paths of nodes.
+    nodes: Mutex<Vec<String>>,
+    /// Kinds of requests.
+    asked: Mutex<Vec<i32>>,
+    spoil: Box<dyn Fn(Asked) -> Said + Send + Sync>,
+    is_over: AtomicBool,
+}
+
+/// A request, and how many of its kind came before it.
+struct Asked {
+    kind: i32,
+    xid: i32,
+    before: usize,
+}
+
+/// What is said in place of an answer.
+enum Said {
+    /// The answer itself.
+    Properly,
+    /// An answer of this header's xid and this body.
+    Instead(i32, Vec<u8>),
+    /// These bytes, and then the connection ends.
+    Raw(Vec<u8>),
+    Nothing,
+}
+
+impl Fake {
+    fn start(spoil: impl Fn(Asked) -> Said + Send + Sync + 'static) -> Fake {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let shared = Arc::new(Shared {
+            nodes: Mutex::default(),
+            asked: Mutex::default(),
+            spoil: Box::new(spoil),
+            is_over: AtomicBool::new(false),
+        });
+        let serving = Arc::clone(&shared);
+        thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                if serving.is_over.load(Ordering::SeqCst) {
+                    return;
+                }
+                let serving = Arc::clone(&serving);
+                thread::spawn(move || serving.serve(stream));
+            }
+        });
+        Fake { address, shared }
+    }
+
+    fn queue(&self) -> Vec<String> {
+        self.shared.nodes.lock().unwrap().clone()
+    }
+
+    /// Whether it was asked for anything else after this.
+    fn was_asked_after(&self, request: Request) -> bool {
+        self.shared.asked.lock().unwrap().iter().skip_while(|kind| **kind != request as i32).count() > 1
+    }
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        self.shared.is_over.store(true, Ordering::SeqCst);
+        _ = TcpStream::connect(&self.address);
+    }
+}
+
+impl Shared {
+    fn serve(&self, mut stream: TcpStream) -> Option<()> {
+        frame(&mut stream)?;
+        // Protocol 0, 30 s, session 1, a password of 16 bytes, not read-only.
+        let granted = [&[0; 4][..], &30_000_i32.to_be_bytes(), &1_i64.to_be_bytes(), &16_i32.to_be_bytes(), &[7; 16], &[0]];
+        stream.write_all(&framed(&granted.concat())).ok()?;
+        loop {
+            let request = frame(&mut stream)?;
+            let (xid, kind) = (number(&request, 0), number(&request, 4));
+            let proper = self.answer(kind, xid, &request);
+            let before = {
+                let mut asked = self.asked.lock().unwrap();
+                asked.push(kind);
+                asked.iter().filter(|asked| **asked == kind).count() - 1
+            };
+            match (self.spoil)(Asked { kind, xid, before }) {
+                Said::Properly => stream.write_all(&proper).ok()?,
+                Said::Instead(xid, body) => stream.write_all(&reply(xid, 0, &body)).ok()?,
+                Said::Raw(bytes) => return stream.write_all(&bytes).ok(),
+                Said::Nothing => {}
+            }
+        }
+    }
+
+    fn answer(&self, kind: i32, xid: i32, request: &[u8]) -> Vec<u8> {
+        const NO_NODE: i32 = -101;
+        let stat = [1; 68];
+        let path = || String::from_utf8(request[12..12 + usize::try_from(number(request, 8)).unwrap()].to_vec()).unwrap();
+        let mut nodes = self.nodes.lock().unwrap();
+        let is_there = |nodes: &[String]| nodes.contains(&path());
+        match kind {
+            kind if kind == Request::Create as i32 => {
+                let path = format!("{}0000000000", path());
+                nodes.push(path.clone());
+                reply(xid, 0, &[&text(&path), &stat[..]].concat())
+            }
+            kind if kind == Request::List as i32 => {
+                let names = nodes.iter().map(|node| text(node.rsplit_once('/').unwrap().1));
+                let length = i32::try_from(nodes.len()).unwrap().to_be_bytes();
+                reply(xid, 0, &[length.to_vec()].into_iter().chain(names).collect::<Vec<_>>().concat())
+            }
+            kind if kind == Request::Delete as i32 && is_there(&nodes) => {
+                nodes.retain(|node| *node != path());
+                reply(xid, 0, &[])
+            }
+            kind if kind == Request::Exists as i32 && is_there(&nodes) => reply(xid, 0, &stat),
+            kind if kind == Request::Read as i32 && is_there(&nodes) => reply(xid, 0, &[&text("me"), &stat[..]].concat()),
+            kind if [Request::Delete, Request::Exists, Request::Read].map(|request| request as i32).contains(&kind) => {
+                reply(xid, NO_NODE, &[])
+            }
+            kind if kind == Request::Sync as i32 => reply(xid, 0, &text(&path())),
+            _ => reply(xid, 0, &[]),
+        }
+    }
+}
+
+fn frame(stream: &mut TcpStream) -> Option<Vec<u8>> {
+    let mut length = [0; 4];
+    stream.read_exact(&mut length).ok()?;
+    let mut body = vec![0; u32::from_be_bytes(length) as usize];
+    stream.read_exact(&mut body).ok()?;
+    Some(body)
+}
+
+fn number(bytes: &[u8], at: usize) -> i32 {
+    i32::from_be_bytes(bytes[at..at + 4].try_into().unwrap())
+}
+
+fn framed(body: &[u8]) -> Vec<u8> {
+    [&u32::try_from(body.len()).unwrap().to_be_bytes()[..], body].concat()
+}
+
+fn text(text: &str) -> Vec<u8> {
+    framed(text.as_bytes())
+}
+
+fn reply(xid: i32, error: i32, body: &[u8]) -> Vec<u8> {
+    framed(&[&xid.to_be_bytes()[..], &1_i64.to_be_bytes(), &error.to_be_bytes(), body].concat())
+}
+
+/// It told no panic, and ended in time and without being busy.
+#[track_caller]
+fn calm(ended: Ended, started: Instant) -> Ended {
+    assert!(!ended.stderr.contains("panicked"), "{ended:?}");
+    assert!(started.elapsed() < BOUNDED && ended.cpu < Duration::from_secs(1), "{:?} {ended:?}", started.elapsed());
+    ended
+}
+
+#[test]
+fn what_is_no_zookeeper_is_an_error_and_no_hang() {
+    let sayings: [&[u8]; 8] = [
+        b"",
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        // Cut short, in the length and in what should follow.
+        &[0, 0],
+        &[0, 0, 0, 37, 0, 0],
+        &OVERSIZED,
+        &NEGATIVE,
+        &[0, 0, 0, 4, 1, 2, 3, 4],
+        // A session whose password is longer than the answer.
+        &[0, 0, 0, 20, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9],
+    ];
+    thread::scope(|scope| {
+        for saying in sayings {
+            for hangs_up in [true, false] {
+                scope.spawn(move || {
+                    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+                    let address = listener.local_addr().unwrap().to_string();
+                    let is_over = Arc::new(AtomicBool::new(false));
+                    let over = Arc::clone(&is_over);
+                    let server = thread::spawn(move || {
+                        let mut silent = Vec::new();
+                        for mut stream in listener.incoming().map_while(Result::ok) {
+                            _ = stream.write_all(saying);
+                            silent.extend((!hangs_up).then_some(stream));
+                            if over.load(Ordering::SeqCst) {
+                                return;
+                            }
+                        }
+                    });
+                    let started = Instant::now();
+                    let ended = Bench::on(&address).run(["-t", "1500ms", "true"]);
+                    calm(ended, started).failed(125, &format!("cannot reach {address}: "));
+                    is_over.store(true, Ordering::SeqCst);
+                    _ = TcpStream::connect(&address);
+                    server.join().unwrap();
+                });
+            }
+        }
+    });
+}
+
+/// Answers that no server gives, to any request.
+fn nonsense(asked: &Asked, number: usize) -> Said {
+    let xid = asked.xid;
+    match number {
+        0 => Said::Raw(reply(xid, 0, &[0; 80])[..50].to_vec()),
+        1 => Said::Raw(OVERSIZED.to_vec()),
+        2 => Said::Raw(NEGATIVE.to_vec()),
+        3 => Said::Raw(b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec()),
+        4 => Said::Instead(xid + 1000, Vec::new()),
+        5 => Said::Raw(reply(xid, 12345, &[])),
+        // A body cut short: of nothing, of a string, and of a node's data.
+        6 => Said::Instead(xid, vec![0; 3]),
+        7 => Said::Instead(xid, [&100_i32.to_be_bytes()[..], b"short"].concat()),
+        // A string that is not UTF-8.
+        8 => Said::Instead(xid, [&1_i32.to_be_bytes()[..], &2_i32.to_be_bytes(), &[0xff, 0xfe]].concat()),
+        _ => Said::Nothing,
+    }
+}
+const NONSENSE: usize = 10;
+
+/// Runs something against a server that answers these requests with nonsense, once or always, in every way at a time.
+fn spoiled(request: Request, times: usize, check: impl Fn(&Fake, &Bench, &str) + Sync) {
+    thread::scope(|scope| {
+        for number in 0..NONSENSE {
+            let check = &check;
+            scope.spawn(move || {
+                let fake = Fake::start(move |asked| match asked.kind == request as i32 && asked.before < times {
+                    true => nonsense(&asked, number),
+                    false => Said::Properly,
+                });
+                let bench = Bench::on(&fake.address);
+                check(&fake, &bench, &format!("nonsense {number} to {request:?}"));
+            });
+        }
+    });
+}
+
+#[test]
+fn one_answer_that_is_nonsense_is_a_lost_answer() {
+    thread::scope(|scope| {
+        for request in [Request::Create, Request::List, Request::Delete] {
+            scope.spawn(move || {
+                spoiled(request, 1, |fake, bench, what| {
+                    let started = Instant::now();
+                    let ended = calm(bench.run(["-n", "/lock", "echo", "ran"]), started);
+                    assert!(ended.status.success() && ended.stdout() == "ran\n", "{what}: {ended:?}");
+                    assert!(fake.queue().is_empty(), "{what}: {:?}", fake.queue());
+                });
+            });
+        }
+    });
+}
+
+#[test]
+fn nothing_but_nonsense_is_an_error_in_time() {
+    let wish = ["-t", "2s", "--release-timeout", "1s", "-n", "/lock", "echo", "ran"];
+    thread::scope(|scope| {
+        // The node is found by a look at the queue.
+        scope.spawn(|| {
+            spoiled(Request::Create, usize::MAX, |fake, bench, what| {
+                let started = Instant::now();
+                let ended = calm(bench.run(&wish[4..]), started);
+                assert!(ended.status.success() && ended.stdout() == "ran\n", "{what}: {ended:?}");
+                assert!(fake.queue().is_empty(), "{what}: {:?}", fake.queue());
+            });
+        });
+        scope.spawn(|| {
+            spoiled(Request::List, usize::MAX, |fake, bench, what| {
+                let started = Instant::now();
+                let ended = calm(bench.run(wish), started);
+                assert!(ended.status.code() == Some(124) && ended.stdout() == "", "{what}: {ended:?}");
+                assert!(ended.stderr.contains("not acquired in time: /lock"), "{what}: {ended:?}");
+                assert!(fake.queue().is_empty(), "{what}: {:?}", fake.queue());
+            });
+        });
+        // An answer that has only a wrong body is an answer: there is none in a delete's.
+        scope.spawn(|| {
+            spoiled(Request::Delete, usize::MAX, |fake, bench, what| {
+                let started = Instant::now();
+                let ended = calm(bench.run(wish), started);
+                assert!(ended.stdout() == "ran\n" && fake.queue().is_empty(), "{what}: {ended:?}");
+                match ended.status.success() {
+                    true => assert!(ended.stderr.contains("Unlocked '/lock/"), "{what}: {ended:?}"),
+                    false => drop(ended.failed(125, "could not be removed")),
+                }
+            });
+        });
+    });
+}
+
+#[test]
+fn a_watch_that_is_answered_with_nonsense_does_not_stop_the_command() {
+    spoiled(Request::Exists, 1, |fake, bench, what| {
+        let mut run = bench.hold(["-n", "/lock"]).ready();
+        let started = Instant::now();
+        while run.is_running() && !fake.was_asked_after(Request::Exists) {
+            assert!(started.elapsed() < LIMIT, "{what}");
+            thread::sleep(Duration::from_millis(5));
+        }
+        let ended = calm(run.finish(), started);
+        assert!(ended.status.success() && ended.stdout() == "ready\n", "{what}: {ended:?}");
+        assert!(fake.queue().is_empty(), "{what}: {:?}", fake.queue());
+    });
+}
+
+#[test]
+fn a_listing_that_claims_to_be_endless_ends_the_connection_and_not_us() {
+    /// The vector of so many strings alone would take 51 GB.
+    const COUNTLESS: i32 = 0x7fff_fff0;
+    let fake = Fake::start(|asked| match asked.kind == Request::List as i32 && asked.before == 0 {
+        true => Said::Instead(asked.xid, COUNTLESS.to_be_bytes().to_vec()),
+        false => Said::Properly,
+    });
+    let ended = Bench::on(&fake.address).run(["-n", "/lock", "echo", "ran"]).good();
+    assert_eq!((ended.stdout(), fake.queue()), ("ran\n", Vec::new()));
+}
+
+#[test]
+fn a_listing_that_cannot_be_read_is_an_error_in_time() {
+    spoiled(Request::Read, usize::MAX, |_, bench, what| {
+        bench.run(["lock", "/lock"]).good();
+        let started = Instant::now();
+        let ended = calm(bench.run(["-t", "2s", "list", "/lock"]), started);
+        assert!(ended.status.success() || ended.status.code() == Some(125), "{what}: {ended:?}");
+        assert!(ended.status.success() || ended.stderr.contains(bench.servers()), "{what}: {ended:?}");
+    });
+    spoiled(Request::Read, 1, |_, bench, what| {
+        let node = bench.run(["lock", "/lock"]).good();
+        let listed = bench.run(["list", "/lock"]).good();
+        assert!(listed.stdout().ends_with(node.stdout()), "{what}: {listed:?}");
+    });
+}
+
+#[test]
+fn a_request_that_the_server_hangs_up_on_is_told_and_not_hammered() {
+    let server = Server::start_with("", &["-Djute.maxbuffer=20000"]);
+    let bench = Bench::on(&server.address());
+    let run = bench.start(["-t", "4s", "-i", &"x".repeat(60_000), "-n", "/big", "true"]);
+    run.warns("does not answer our request to enter /big");
+    let ended = run.end().failed(124, "not acquired in time: /big");
+    assert!(ended.cpu < Duration::from_secs(1), "{:?}", ended.cpu);
+    assert!(bench.queue("/big").is_empty());
+}
+
+#[test]
+fn a_queue_that_takes_more_than_a_megabyte_is_listed_and_waited_in() {
+    const LENGTH: usize = 20_000;
+    let server = Server::start("");
+    let bench = Bench::on(&server.address());
+    let name = |number| format!("{}/many/{number:032x}__rlock__{number:010}", bench.chroot());
+    bench.plant("/many/stranger", "");
+    bench.admin(async |client| {
+        let options = CreateMode::Persistent.with_acls(Acls::anyone_all());
+        for first in (0..LENGTH).step_by(1000) {
+            let mut batch = client.new_multi_writer();
+            for number in first..first + 1000 {
+                batch.add_create(&name(number), b"many", &options)?;
+            }
+            batch.commit().await.expect("a batch");
+        }
+        Ok(())
+    });
+    let listed = bench.run(["list", "/many"]).good();
+    assert_eq!(listed.stdout().lines().count(), LENGTH);
+    let reader = bench.hold(["-n", "/many", "-l", "rlock"]).ready();
+    let writer = bench.hold(["-n", "/many", "-l", "wlock"]);
+    writer.warns(&format!("{} in front", LENGTH + 1));
+    reader.finish().good();
+    bench.admin(async |client| {
+        for first in (0..LENGTH).step_by(1000) {
+            let mut batch = client.new_multi_writer();
+            for number in first..first + 1000 {
+                batch.add_delete(&name(number), None)?;
+            }
+            batch.commit().await.expect("a batch");
+        }
+        Ok(())
+    });
+    writer.ready().finish().good();
+    assert_eq!(bench.queue("/many"), ["stranger"]);
+}
+
+/// Lets everybody do only this in a directory.
+fn permit(bench: &Bench, path: &str, permission: Permission) {
+    let path = format!("{}{path}", bench.chroot());
+    bench.admin(async move |client| {
+        let acl = [Acl::new(permission, AuthId::new("world", "anyone"))];
+        client.set_acl(&path, &acl, None).await
+    });
+}
+
+#[test]
+fn a_server_that_refuses_is_an_error_that_says_what_and_leaves_nothing() {
+    let bench = Bench::zookeeper();
+    bench.plant("/acl/stranger", "");
+    permit(&bench, "/acl", Permission::READ | Permission::ADMIN);
+    bench.run(["-n", "/acl", "true"]).failed(125, "to let us enter");
+    bench.run(["-n", "/acl/deep/lock", "true"]).failed(125, "to make");
+    permit(&bench, "/acl", Permission::CREATE | Permission::DELETE | Permission::ADMIN);
+    bench.run(["-n", "/acl", "true"]).failed(125, "refused to list /acl: not authorized");
+    bench.run(["list", "/acl"]).failed(125, "refused to list /acl: not authorized");
+    permit(&bench, "/acl", Permission::ALL);
+    assert_eq!(bench.queue("/acl"), ["stranger"]);
+    // An ephemeral node can have no children.
+    let ephemeral = format!("{}/ephemeral", bench.chroot());
+    bench.admin(async |client| {
+        client.create(&ephemeral, b"", &CreateMode::Ephemeral.with_acls(Acls::anyone_all())).await?;
+        bench.run(["-n", "/ephemeral", "true"]).failed(125, "ephemeral");
+        Ok(())
+    });
+}
+
+#[test]
+fn where_nodes_may_be_made_but_not_deleted_nobody_enters() {
+    let bench = Bench::zookeeper();
+    bench.plant("/acl/stranger", "");
+    permit(&bench, "/acl", Permission::CREATE | Permission::READ | Permission::ADMIN);
+    let ended = bench.run(["-t", "2s", "--release-timeout", "1s", "-n", "/acl", "echo", "ran"]);
+    let raw = bench.run(["-t", "2s", "--release-timeout", "1s", "lock", "/acl"]);
+    let queue = bench.queue("/acl");
+    permit(&bench, "/acl", Permission::ALL);
+    for name in queue.iter().filter(|name| *name != "stranger") {
+        bench.remove(&format!("/acl/{name}"));
+    }
+    for ended in [ended, raw] {
+        assert_eq!(ended.stdout(), "", "{ended:?}");
+        let ended = ended.failed(125, "/acl");
+        assert!(ended.stderr.contains("delete") && ended.stderr.contains("not authorized"), "{ended:?}");
+    }
+    assert_eq!(queue, ["stranger"]);
+}
+
+#[test]
+fn a_server_that_only_lets_us_read_is_no_server() {
+    // One of three, whose others never start; it knows which one it is by a file among its data.
+    let data = tempfile::tempdir().unwrap();
+    fs::write(data.path().join("myid"), "1").unwrap();
+    let members: Vec<_> = (1..=3).map(|id| format!("server.{id}=127.0.0.1:{}:{}", free_port(), free_port())).collect();
+    let settings = format!("dataDir={}\ninitLimit=5\nsyncLimit=2\n{}", data.path().display(), members.join("\n"));
+    let server = Server::start_with(&settings, &["-Dreadonlymode.enabled=true"]);
+    assert!(server.ask("srvr").contains("read-only"), "{}", server.ask("srvr"));
+    let bench = Bench::on(&server.address());
+    for arguments in [&["-t", "2s", "echo", "ran"][..], &["--no-wait", "echo", "ran"], &["-t", "2s", "list", "/x"]] {
+        let started = Instant::now();
+        let ended = bench.run(arguments).failed(125, &format!("cannot reach {}: ", server.address()));
+        assert_eq!(calm(ended, started).stdout(), "");
+    }
+}
+
+#[test]
+fn more_contenders_than_the_server_lets_in_from_one_address_all_finish() {
+    const CONTENDERS: usize = 8;
+    let server = Server::start("maxClientCnxns=3");
+    let bench = Bench::on(&server.address());
+    thread::scope(|scope| {
+        for number in 0..CONTENDERS {
+            let bench = &bench;
+            scope.spawn(move || {
+                let ended = bench.run(["-n", &format!("/lock-{}", number % 2), "echo", "ran"]).good();
+                assert_eq!(ended.stdout(), "ran\n");
+            });
+        }
+    });
+    assert_eq!(bench.tree(), ["", "/lock-0", "/lock-1"]);
+}
+
+#[test]
+fn that_there_may_be_too_many_connections_is_said_however_the_server_ends_ours() {
+    const WHY: &str = "too many connections?";
+    let server = Server::start("maxClientCnxns=3");
+    let bench = Bench::on(&server.address());
+    let idle: Vec<_> = (0..3).map(|_| TcpStream::connect(server.address()).unwrap()).collect();
+    bench.run(["-t", "2s", "true"]).failed(125, WHY);
+    drop(idle);
+    bench.run(["true"]).good();
+    // Whether the client sees an end, a reset or a broken pipe is a matter of moments; here it is a reset.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let bench = Bench::on(&listener.local_addr().unwrap().to_string());
+    let is_over = Arc::new(AtomicBool::new(false));
+    let over = Arc::clone(&is_over);
+    let server = thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            if over.load(Ordering::SeqCst) {
+                return;
+            }
+            // What was sent and is not read makes it one.
+            _ = stream.read_exact(&mut [0]);
+        }
+    });
+    let ended = bench.run(["-t", "2s", "true"]);
+    is_over.store(true, Ordering::SeqCst);
+    _ = TcpStream::connect(bench.servers());
+    server.join().unwrap();
+    ended.failed(125, WHY);
+}
+
+/// A small file system, which is gone with the process that mounted it for itself.
+struct Disk {
+    keeper: Child,
+    /// Closed, it ends the keeper.
+    _leash: ChildStdin,
+    place: tempfile::TempDir,
+}
+
+impl Disk {
+    fn mount(size: &str) -> Disk {
+        let place = tempfile::tempdir().unwrap();
+        let script = r#"mount -t tmpfs -o size="$1" tmpfs "$2" && echo mounted && exec cat >/dev/null"#;
+        let mut keeper = Command::new("unshare")
+            .args(["--user", "--map-root-user", "--mount", "sh", "-c", script, "sh", size])
+            .arg(place.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("unshare");
+        let leash = keeper.stdin.take().expect("piped");
+        let mut said = [0; 8];
+        keeper.stdout.take().expect("piped").read_exact(&mut said).expect("it is mounted");
+        Disk { keeper, _leash: leash, place }
+    }
+
+    /// Where everybody else sees it.
+    fn path(&self) -> PathBuf {
+        Path::new("/proc").join(self.keeper.id().to_string()).join("root").join(self.place.path().strip_prefix("/").unwrap())
+    }
+
+    fn fill(&self) {
+        let mut ballast = File::create(self.path().join("ballast")).unwrap();
+        while ballast.write_all(&[0; 4096]).is_ok() {}
+    }
+
+    fn free(&self) {
+        fs::remove_file(self.path().join("ballast")).unwrap();
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        _ = self.keeper.kill();
+        _ = self.keeper.wait();
+    }
+}
+
+#[test]
+fn a_server_whose_disk_is_full_is_an_outage_until_there_is_room_again() {
+    let disk = Disk::mount("1m");
+    // Its log would take 64 MiB at once.
+    let mut server = Server::start_with(&format!("dataDir={}", disk.path().display()), &["-Dzookeeper.preAllocSize=64"]);
+    let bench = Bench::on(&server.address());
+    let holder = bench.hold(["-n", "/disk"]).ready();
+    let waiter = bench.start(["-n", "/disk", "echo", "ran"]).waits();
+    disk.fill();
+    // The first write that fails ends the server.
+    let started = Instant::now();
+    while !server.ask("srvr").is_empty() {
+        assert!(started.elapsed() < LIMIT, "it writes on");
+        let ended = bench.run(["-t", "1s", "--release-timeout", "1s", "-n", "/other", "echo", "ran"]);
+        assert!(ended.stdout() == "ran\n" || [Some(124), Some(125)].contains(&ended.status.code()), "{ended:?}");
+    }
+    let ended = bench.run(["-t", "1s", "-n", "/other", "true"]);
+    ended.failed(125, &format!("cannot reach {}: connection refused", server.address()));
+    waiter.warns("cannot reach");
+    disk.free();
+    server.kill();
+    assert!(server.restart());
+    holder.finish().good();
+    assert_eq!(waiter.end().good().stdout(), "ran\n");
+    assert_eq!(bench.run(["-n", "/disk", "echo", "ran"]).good().stdout(), "ran\n");
+    assert!(bench.queue("/disk").is_empty());
+}
