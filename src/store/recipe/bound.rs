@@ -5,6 +5,7 @@
 //! us. What a server answers by itself proves nothing, for it may be cut off; nor does a `sync`, which a leader answers that is
 //! none any more. So a question that a majority has to agree to proves that half a tick before the leader was told of us.
 
+use std::cell::Cell;
 use std::future::Future;
 use std::pin::pin;
 use std::time::Duration;
@@ -91,11 +92,12 @@ impl<E: Ensemble> Recipe<E> {
         }
         loop {
             let Some(bound) = self.bound.get() else { return Ok(Loss::Expiring(Duration::ZERO)) };
+            let has_asked = Cell::new(false);
             let expiring = || Ok(Loss::Expiring(bound.safe_until().saturating_sub(self.link.clock())));
             let known = tokio::select! {
                 biased;
                 () = self.link.reaches(bound.due()) => {
-                    if self.link.clock() <= bound.due() + bound.interval() {
+                    if has_asked.get() && self.link.clock() <= bound.due() + bound.interval() {
                         return expiring();
                     }
                     // We were away, not the servers: they may know us yet. Nobody else may wait for a connection meanwhile, and
@@ -120,6 +122,7 @@ impl<E: Ensemble> Recipe<E> {
                 }
                 known = async {
                     self.link.reaches(bound.asked + bound.interval()).await;
+                    has_asked.set(true);
                     self.ask_about(lock, name).await
                 } => known,
             };
