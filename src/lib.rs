@@ -10,6 +10,7 @@ pub mod cli;
 pub mod command;
 pub mod error;
 pub mod exit;
+pub mod journal;
 mod local;
 pub mod lock;
 mod planted;
