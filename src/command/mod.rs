@@ -227,9 +227,9 @@ impl Context<'_> {
         let mut reaper = Reaper::new(self.state_dir, self.address);
         if let (Limit::Once(until), Some(reaper)) = (limit, &mut reaper) {
             // One look is to find nobody in front who is dead.
-            let pass = async { timeout_at(until, reaper.pass()).await.unwrap_or(Ok(())) };
+            let pass = async { timeout_at(until, reaper.pass()).await.unwrap_or(Ok(0)) };
             match self.unless_asked_to_end(pass).await? {
-                Unless::Done(Ok(())) => {}
+                Unless::Done(Ok(_)) => {}
                 Unless::Done(Err(text)) => info!("{text}"),
                 Unless::AskedToEnd(signal) => return Ok(Acquired::Not(exit::Result::Interrupted(signal))),
             }

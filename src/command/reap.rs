@@ -23,8 +23,9 @@ use crate::lock::{AbsolutePath, Expected, Limit, NodePath, Queue, Removal, Store
 use crate::report;
 use crate::store::{Servers, ZooKeeper};
 
-/// Between two looks into the journal while we wait.
+/// Between two looks into the journal while we wait; and so much more for each entry, for the others who wait look at them too.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+const LOOK_AGAIN_BY_ENTRY: Duration = Duration::from_millis(10);
 /// What was looked for in vain is looked for again ever more rarely.
 const LONGEST_PAUSE: Duration = Duration::from_secs(16);
 /// How long who has come to his turn waits for the answer to a removal of his.
@@ -224,7 +225,7 @@ impl Reaper {
         let mut pause = LOOK_AGAIN;
         loop {
             pause = match self.pass().await {
-                Ok(()) => LOOK_AGAIN,
+                Ok(entries) => LOOK_AGAIN.saturating_add(LOOK_AGAIN_BY_ENTRY.saturating_mul(entries)),
                 Err(text) => {
                     info!("{text}");
                     (pause * 2).min(LONGEST_PAUSE)
@@ -252,13 +253,13 @@ impl Reaper {
         }
     }
 
-    /// Looks into the journal once.
+    /// Looks into the journal once; says how many entries there were.
     ///
     /// # Cancellation
     /// As [`Reaper::reap`].
-    pub async fn pass(&mut self) -> Result<(), String> {
+    pub async fn pass(&mut self) -> Result<u32, String> {
         let Some(journal) = Journal::open(&self.state_dir).map_err(|trouble| trouble.to_string())? else {
-            return Ok(());
+            return Ok(0);
         };
         let journal = Arc::new(journal);
         let now = Instant::now();
@@ -267,6 +268,7 @@ impl Reaper {
         let (servers, chroot) = (self.servers.clone(), self.chroot.clone());
         let is_wanted = move |entry: &Entry| entry.is_at(&servers, &chroot) && !later.contains(&entry.family);
         let looked = find(Arc::clone(&journal), is_wanted).await.map_err(|trouble| trouble.to_string())?;
+        let entries = u32::try_from(looked.len()).unwrap_or(u32::MAX);
         let mut group = Vec::new();
         for (name, life) in looked {
             match life {
@@ -275,7 +277,7 @@ impl Reaper {
             }
         }
         if group.is_empty() {
-            return Ok(());
+            return Ok(entries);
         }
         for dead in &group {
             let pause = self.later.get(&dead.entry.family).map_or(LOOK_AGAIN, |(_, pause)| (*pause * 2).min(LONGEST_PAUSE));
@@ -286,11 +288,11 @@ impl Reaper {
         let reaping = async {
             let limit = Limit::Once(Instant::now() + LOOK_TIMEOUT);
             let store = ZooKeeper::connect(servers, chroot, limit, LOOK_TIMEOUT).await.map_err(|error| error.to_string())?;
-            let mut outcome = Ok(());
+            let mut outcome = Ok(entries);
             for dead in group {
                 is_removing.set(false);
                 let cleared = clear(&store, dead, &mut Vec::new(), &is_removing).await;
-                outcome = outcome.and(cleared);
+                outcome = outcome.and_then(|entries| cleared.map(|()| entries));
             }
             store.close().await;
             outcome

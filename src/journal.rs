@@ -1,4 +1,10 @@
-//! The directory of entries.
+//! The journal: what the runs of this host have in ZooKeeper's queues, so that what the dead leave is found and removed.
+//!
+//! A persistent node outlives its owner. So before it is asked for an entry is written that tells where it will be, in a
+//! directory of this host that outlives a crash. The entry is flocked, and the command inherits the flocked file: the kernel knows
+//! whether anybody lives who could work under the node, however the others died. Whoever gets the flock may remove it.
+
+mod entry;
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -15,7 +21,7 @@ use std::time::{Duration, SystemTime};
 use nix::errno::Errno;
 use nix::unistd::{Uid, geteuid, gethostname};
 
-use super::entry::{Entry, EntryError, Family};
+pub use self::entry::{Entry, EntryError, Family};
 use crate::local::{Dir, Trouble, check_file_system, errno};
 use crate::lock::{AbsolutePath, LockPath};
 use crate::store::Servers;
@@ -158,7 +164,7 @@ impl Journal {
         for name in self.dir.names()? {
             match Family::parse(&name) {
                 Some(family) => families.push(family),
-                None if name.starts_with(NEWBORN) => self.remove_unfinished(&name)?,
+                None if name.starts_with(NEWBORN) => self.remove_unfinished(&name),
                 None if name.starts_with('.') => {}
                 None => strangers.push(name),
             }
@@ -168,15 +174,15 @@ impl Journal {
     }
 
     /// Nothing was asked for yet under what was not finished.
-    fn remove_unfinished(&self, name: &str) -> Result<(), Trouble> {
-        let Ok(Some(file)) = self.dir.open_file(name) else { return Ok(()) };
+    fn remove_unfinished(&self, name: &str) {
+        let Ok(Some(file)) = self.dir.open_file(name) else { return };
         let age =
             file.metadata().and_then(|metadata| metadata.modified()).map(|modified| modified.elapsed().unwrap_or_default());
         // One that was just made may not be flocked yet.
         if age.is_ok_and(|age| age > KEEP) && file.try_lock().is_ok() {
-            self.dir.remove(name)?;
+            // It may be somebody else's.
+            _ = self.dir.remove(name);
         }
-        Ok(())
     }
 
     /// Looks at one entry, and takes its flock if it is wanted and nobody has it.
