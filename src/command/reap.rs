@@ -34,6 +34,9 @@ const TO_FINISH: Duration = Duration::from_millis(250);
 /// Removes what the dead left in all of the journal's queues.
 ///
 /// Nothing of ours is at stake, so a signal ends it at any point.
+///
+/// # Errors
+/// The journal cannot be read, or nobody reads what was removed.
 pub async fn reap(
     state_dir: &StateDir,
     wait: WaitLimit,
@@ -157,6 +160,9 @@ async fn clear<S: Store>(store: &S, dead: Dead, removed: &mut Vec<NodePath>, is_
 }
 
 /// Looks at every entry; those that are wanted and dead come with their flock.
+///
+/// # Cancellation
+/// May be dropped: the flocks are given up.
 async fn find(
     journal: Arc<Journal>,
     is_wanted: impl Fn(&Entry) -> bool + Send + 'static,
@@ -178,6 +184,13 @@ async fn find(
 struct Told(HashSet<String>);
 
 impl Told {
+    /// Why something could not be done, which is tried again.
+    fn tell_trouble(&mut self, text: &str) {
+        if self.0.insert(text.to_owned()) {
+            info!("{text}; trying on");
+        }
+    }
+
     /// Why an entry is left alone.
     fn tell(&mut self, journal: &Journal, name: &str, life: &Result<Life, Trouble>) {
         if !self.0.insert(name.to_owned()) {
@@ -222,16 +235,16 @@ impl Reaper {
     /// # Cancellation
     /// May be dropped: what was not done is left to somebody else. That is the only end it has.
     pub async fn reap(&mut self) -> Infallible {
-        let mut pause = LOOK_AGAIN;
         loop {
-            pause = match self.pass().await {
-                Ok(entries) => LOOK_AGAIN.saturating_add(LOOK_AGAIN_BY_ENTRY.saturating_mul(entries)),
+            let entries = match self.pass().await {
+                Ok(entries) => entries,
                 Err(text) => {
-                    info!("{text}");
-                    (pause * 2).min(LONGEST_PAUSE)
+                    self.told.tell_trouble(&text);
+                    self.later.clear();
+                    0
                 }
             };
-            sleep(pause).await;
+            sleep(LOOK_AGAIN.saturating_add(LOOK_AGAIN_BY_ENTRY.saturating_mul(entries))).await;
         }
     }
 
@@ -242,6 +255,9 @@ impl Reaper {
 
     /// Lets [`Reaper::reap`] tell and write down what it has just removed: the next one in line knows of it before its answer
     /// has come.
+    ///
+    /// # Cancellation
+    /// As [`Reaper::reap`].
     pub async fn finish(mut reaping: Pin<&mut impl Future<Output = Infallible>>, is_removing: &Cell<bool>) {
         let finishing = poll_fn(|context| match reaping.as_mut().poll(context) {
             Poll::Ready(never) => match never {},
@@ -297,6 +313,8 @@ impl Reaper {
             store.close().await;
             outcome
         };
-        timeout(LOOK_TIMEOUT, reaping).await.unwrap_or_else(|_| Err("the journal is not done in time".to_owned()))
+        let reaped = timeout(LOOK_TIMEOUT, reaping).await;
+        self.is_removing.set(false);
+        reaped.unwrap_or_else(|_| Err("what the dead left could not be removed in time".to_owned()))
     }
 }

@@ -58,7 +58,10 @@ impl Recording {
         }
     }
 
-    /// Nothing was asked for.
+    /// Nothing was asked for, so nothing is to be remembered.
+    ///
+    /// # Cancellation
+    /// May be dropped: then the entry stays, and a later run strikes it.
     pub async fn cancel(self) {
         let record = match self {
             Recording::Writing(writing) => timeout(TO_CANCEL, writing).await.ok().and_then(|written| written.ok()?.ok()),

@@ -535,3 +535,21 @@ fn the_boot_unit_starts_what_the_program_understands() {
         assert!(verified.status.success() && !said.contains("syncd-spawn-reap"), "{said}");
     }
 }
+
+#[test]
+fn who_waits_gets_in_though_the_server_was_away_meanwhile() {
+    let mut server = Server::start("");
+    let bench = Bench::on(&server.address());
+    let mut holder = bench.start(["--pdeathsig", "none", "-n", "/x"].into_iter().chain(HOLD)).ready();
+    let next = bench.hold(["-n", "/x"]).waits();
+    holder.kill();
+    server.kill();
+    holder.finish();
+    next.warns("cannot reach");
+    assert!(server.restart());
+    let since = Instant::now();
+    let next = next.ready();
+    assert!(since.elapsed() < PROMPTLY, "{:?}", since.elapsed());
+    next.finish().good();
+    nothing_is_left(&bench, "/x");
+}
