@@ -2,6 +2,7 @@
 
 use std::io;
 
+use crate::local::Trouble;
 use crate::lock::{AcquireError, StoreError};
 use crate::supervise::SuperviseError;
 
@@ -16,6 +17,8 @@ pub enum Error {
     Store(#[from] StoreError),
     #[error("cannot run {command}: {error}")]
     Supervise { command: String, error: SuperviseError },
+    #[error("{0}")]
+    Journal(Trouble),
     #[error("cannot write the node to standard output: {0}")]
     Output(io::Error),
     #[error("{what}: {error}")]
@@ -40,6 +43,7 @@ impl Error {
             Error::Acquire(AcquireError::TimedOut { .. } | AcquireError::NoAnswer(_) | AcquireError::Stopped(_))
             | Error::Usage(_)
             | Error::Supervise { .. }
+            | Error::Journal(_)
             | Error::Output(_)
             | Error::System { .. } => return None,
         };

@@ -13,6 +13,7 @@ use crate::command::{
     Action, Address, GroupChoice, HeirloomChoice, LifetimeChoice, Manner, OnLost, Request, Wait, WaitLimit, Wish,
 };
 use crate::exit::{self, SignalExit};
+use crate::journal::StateDir;
 use crate::lock::{AbsolutePath, Identifier, LockPath, Mode, NodePath, PathError};
 use crate::report::Verbosity;
 use crate::store::Location;
@@ -47,10 +48,18 @@ const SPAWN_ONLY: [(&str, &str); 12] = [
     ("close", "--close"),
 ];
 
+/// What some subcommands have no use for.
+const MISPLACED: [(&[&str], &str, &str, &str); 3] = [
+    (&["unlock", "list"], "state_dir", "--state-dir", "only what contends, and reap, has to do with the journal"),
+    (&["reap"], "servers", "--servers", "it goes to the servers that it finds in the journal"),
+    (&["reap"], "chroot", "--chroot", "it goes where the journal says"),
+];
+
 const USAGE: &str = "syncd-spawn [OPTIONS] [-n NODE] [-l lock|rlock|wlock] [--] COMMAND [ARG]...
        syncd-spawn [OPTIONS] lock|rlock|wlock LOCK_PATH
        syncd-spawn [OPTIONS] unlock NODE...
-       syncd-spawn [OPTIONS] list LOCK_PATH";
+       syncd-spawn [OPTIONS] list LOCK_PATH
+       syncd-spawn [--state-dir DIR] reap";
 
 const AFTER_HELP: &str = "\
 The first word that is no option is the command; after it, or after --, nothing is ours.
@@ -61,11 +70,12 @@ Examples:
   syncd-spawn -s localhost:2181 -c /test -i \"test lock1\" rlock /mylock
   syncd-spawn list /mylock -s h:2181
   syncd-spawn -s file: -n /nightly -- backup --all
+  syncd-spawn reap
 
 Exit status:
   the command's   it ran and ended by itself
   128+n           signal n ended the command, or us while we waited
-  0 / 1           lock, unlock, list: done / no (no such lock, not yours)
+  0 / 1           lock, unlock, list, reap: done / no (no such lock, not yours)
   123             the lock was taken away while the command ran; the command was stopped
   124             not acquired in time (-E changes it)
   125             ours: bad usage, server unreachable or refused us, release failed
@@ -182,6 +192,19 @@ struct Waiting {
 #[derive(Args)]
 #[command(next_help_heading = "General")]
 struct Common {
+    /// Where it is written down which locks runs of this host have or ask for
+    ///
+    /// What is left of a run that was killed is found there and removed by the next one, or by reap. It has to be on a local
+    /// file system, and to outlive a crash of the host. The default is /var/lib/syncd-spawn for root and
+    /// $XDG_STATE_HOME/syncd-spawn or ~/.local/state/syncd-spawn for others. Where nothing can be written there is a warning.
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "SYNCD_SPAWN_STATE_DIR",
+        value_parser = OsStringValueParser::new().try_map(|text| StateDir::parse(&text))
+    )]
+    state_dir: Option<StateDir>,
     /// Who holds the lock, for people to read; unlock removes only what carries it
     ///
     /// The default is the page of the CI job if there is one, else user@host:pid. unlock checks it only where it is given.
@@ -318,7 +341,8 @@ struct SpawnOnly {
     signal_exit: SignalExit,
     /// Do not let the command inherit the file that stands for the lock
     ///
-    /// With file: the lock then ends with us, whatever of the command still runs.
+    /// It is what tells that somebody still works under the lock. With this the lock ends with us if we are killed, whatever of
+    /// the command still runs.
     #[arg(long)]
     close: bool,
 }
@@ -383,8 +407,10 @@ enum Sub {
         #[arg(value_parser = LockPath::parse)]
         lock_path: LockPath,
     },
+    /// Remove what dead runs of this host left, and print the nodes
+    Reap,
     /// Kept for subcommands to come, so that no script breaks when they do
-    #[command(hide = true, name = "reap", aliases = ["install", "completions", "man"])]
+    #[command(hide = true, name = "install", aliases = ["completions", "man"])]
     Reserved {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_parser = OsStringValueParser::new())]
         words: Vec<OsString>,
@@ -415,6 +441,11 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, Answe
             }
         }
     }
+    for (subcommands, id, option, why) in MISPLACED {
+        if let Some(subcommand) = matches.subcommand_name().filter(|name| subcommands.contains(name) && from_line(id)) {
+            return usage(format!("{option} means nothing to {subcommand}: {why}"));
+        }
+    }
     let limits: Vec<_> = [("timeout", "--timeout"), ("no_wait", "--no-wait"), ("retry_count", "--retry-count")]
         .into_iter()
         .filter(|(id, _)| from_line(id))
@@ -426,7 +457,8 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, Answe
     let native = Native::from_arg_matches(&matches).map_err(|error| answer(&error))?;
     let wait = wait(&native.waiting, limits.first().copied())?;
     let address = address(native.connection, from_line)?;
-    let Common { identifier, verbose, quiet } = native.common;
+    let Common { state_dir, identifier, verbose, quiet } = native.common;
+    let state_dir = state_dir.unwrap_or(StateDir::Own);
     let verbosity = if quiet { Verbosity::Quiet } else { Verbosity::Verbose(verbose) };
     let release_timeout = native.waiting.release_timeout;
     let wish = |lock, mode, identifier: Option<Identifier>| Wish {
@@ -441,9 +473,10 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, Answe
         Some(Sub::Wlock { lock_path }) => Action::Lock(wish(lock_path, Mode::Write, identifier)),
         Some(Sub::Unlock { nodes }) => Action::Unlock { nodes, identifier, wait },
         Some(Sub::List { lock_path }) => Action::List { lock: lock_path, wait },
+        Some(Sub::Reap) => Action::Reap { wait },
         Some(Sub::Reserved { words: _ }) => {
             return usage(
-                "reap, install, completions and man are kept for subcommands to come; to run a command of that name write -- \
+                "install, completions and man are kept for subcommands to come; to run a command of that name write -- \
                  before it",
             );
         }
@@ -460,7 +493,7 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, Answe
             Action::Spawn { wish: wish(lock, lock_type, identifier), words: native.command, manner }
         }
     };
-    Ok(Request { address, verbosity, release_timeout, action })
+    Ok(Request { address, state_dir, verbosity, release_timeout, action })
 }
 
 fn wait(waiting: &Waiting, given: Option<&str>) -> Result<Wait, Answer> {

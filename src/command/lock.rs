@@ -2,15 +2,18 @@
 
 use std::io;
 
+use tracing::error;
+
 use super::{Acquired, Context, Unless, Wish, say_what_is_left};
 use crate::error::Error;
 use crate::exit;
-use crate::lock::{Expected, Lifetime, Limit, Store};
+use crate::journal::Record;
+use crate::lock::{Expected, Limit, Store};
 use crate::report;
 use crate::supervise::stdout_was_closed;
 
 pub async fn lock<S: Store>(store: &S, wish: &Wish, limit: Limit, context: &mut Context<'_>) -> Result<exit::Result, Error> {
-    let place = match context.acquire(store, wish, Lifetime::Explicit, limit).await? {
+    let place = match context.acquire(store, wish, limit).await? {
         Acquired::Ours(place) => place,
         Acquired::Not(result) => return Ok(result),
     };
@@ -20,14 +23,23 @@ pub async fn lock<S: Store>(store: &S, wish: &Wish, limit: Limit, context: &mut 
         Err(error) => Err(error),
         Ok(Unless::Done(())) if stdout_was_closed() => Err(Error::Output(io::Error::from_raw_os_error(libc::EBADF))),
         Ok(Unless::Done(())) => match report::answer(&format!("{node}\n")) {
-            Ok(()) => return Ok(exit::Result::Done),
+            Ok(()) => {
+                // It is somebody else's now, and outlives us on purpose.
+                if let Some(Err(trouble)) = context.record.take().map(Record::strike_for_good) {
+                    error!("{trouble}: remove it, or a later run takes {node} for one that nobody wants");
+                }
+                return Ok(exit::Result::Done);
+            }
             Err(error) => Err(Error::Output(error)),
         },
     };
     // A lock that nobody can name is one that nobody can release.
-    if let Err(error) = store.leave(&wish.lock, &place.name, Expected::Anything).await {
-        report::error(&error, None);
-        say_what_is_left(context.address, &error);
+    match store.leave(&wish.lock, &place.name, Expected::Anything).await {
+        Ok(_) => context.strike(),
+        Err(error) => {
+            report::error(&error, None);
+            say_what_is_left(context.address, &error);
+        }
     }
     result
 }

@@ -2,27 +2,33 @@
 
 mod list;
 mod lock;
+mod reap;
+mod record;
 mod request;
 mod spawn;
 mod unlock;
 
 use std::cell::Cell;
 use std::future::Future;
+use std::future::pending;
 use std::io;
 use std::pin::pin;
 use std::time::{Duration, SystemTime};
 
 use tokio::time::{Instant, timeout_at};
-use tracing::warn;
+use tracing::{info, warn};
 
+use self::reap::Reaper;
+use self::record::{Recording, strike};
 pub use self::request::{
     Action, Address, GroupChoice, HeirloomChoice, LifetimeChoice, Manner, OnLost, Request, Wait, WaitLimit, Wish,
 };
 use crate::error::Error;
 use crate::exit;
+use crate::journal::{Entry, Family, Record, StateDir};
 use crate::lock::{
-    AcquireError, Claim, Expected, Happening, Lifetime, Limit, NodeName, NodePath, Patience, Place, Reading, Removal, Store,
-    StoreError, acquire,
+    AcquireError, Claim, Expected, Happening, Lifetime, Limit, LockPath, NodeName, NodePath, Patience, Place, Reading, Removal,
+    Store, StoreError, acquire,
 };
 use crate::report::{self, Verbosity};
 use crate::store::{Directory, ZooKeeper};
@@ -35,7 +41,14 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(15);
 struct Context<'r> {
     verbosity: Verbosity,
     address: &'r Address,
+    state_dir: &'r StateDir,
     signals: Signals,
+    /// What a call that contends will stand in the queue as.
+    claim: Option<Claim>,
+    /// What the journal says about it.
+    record: Option<Record>,
+    /// Whether something of ours is in the queue that could not be taken out.
+    is_something_left: bool,
 }
 
 /// Does what was asked for.
@@ -43,17 +56,20 @@ struct Context<'r> {
 /// # Cancellation
 /// Must not be dropped before it is ready: it is to leave nothing behind.
 pub async fn run(request: Request, signals: Signals) -> Result<exit::Result, Error> {
-    let Request { address, verbosity, release_timeout, action } = request;
-    let mut context = Context { verbosity, address: &address, signals };
+    let Request { address, state_dir, verbosity, release_timeout, action } = request;
+    let (claim, record, is_something_left) = (action.claim(), None, false);
+    let mut context =
+        Context { verbosity, address: &address, state_dir: &state_dir, signals, claim, record, is_something_left };
     let limit = match &action {
         Action::Spawn { wish, .. } | Action::Lock(wish) => limit(wish.wait.limit),
         Action::Unlock { wait, .. } | Action::List { wait, .. } => limit(wait.limit),
+        Action::Reap { wait } => return reap::reap(&state_dir, wait.limit, release_timeout, &mut context).await,
     };
     match address.clone() {
         Address::ZooKeeper { servers, chroot } => {
             let connecting = ZooKeeper::connect(servers, chroot, limit, release_timeout);
-            let store = match context.unless_asked_to_end(connecting).await? {
-                Unless::Done(store) => store?,
+            let store = match context.connect(connecting, &action, limit).await? {
+                Unless::Done(store) => store,
                 Unless::AskedToEnd(signal) => return Ok(exit::Result::Interrupted(signal)),
             };
             let result = Box::pin(act(&store, action, limit, &mut context)).await;
@@ -70,6 +86,7 @@ async fn act<S: Store>(store: &S, action: Action, limit: Limit, context: &mut Co
         Action::Lock(wish) => lock::lock(store, &wish, limit, context).await,
         Action::Unlock { nodes, identifier, .. } => unlock::unlock(store, &nodes, identifier.as_ref(), limit, context).await,
         Action::List { lock, .. } => list::list(store, &lock, limit, context).await,
+        Action::Reap { .. } => unreachable!("it goes where its entries say"),
     }
 }
 
@@ -96,6 +113,55 @@ enum Acquired {
 }
 
 impl Context<'_> {
+    /// Connects, and writes into the journal meanwhile what we are going to ask for: it is there before that is.
+    async fn connect(
+        &mut self,
+        connecting: impl Future<Output = Result<ZooKeeper, StoreError>>,
+        action: &Action,
+        limit: Limit,
+    ) -> Result<Unless<ZooKeeper>, Error> {
+        let entry = self.claim.as_ref().and_then(|claim| self.entry(action.lock()?, claim));
+        let mut recording = match entry {
+            Some(entry) => Recording::begin(self.state_dir, entry),
+            None => Recording::Done(None),
+        };
+        let both = async { tokio::join!(connecting, recording.finish(limit)).0 };
+        match self.unless_asked_to_end(both).await {
+            Ok(Unless::Done(Ok(store))) => {
+                self.record = recording.record();
+                Ok(Unless::Done(store))
+            }
+            Ok(Unless::Done(Err(error))) => {
+                recording.cancel().await;
+                Err(error.into())
+            }
+            Ok(Unless::AskedToEnd(signal)) => {
+                recording.cancel().await;
+                Ok(Unless::AskedToEnd(signal))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What the journal is to say; nothing where the server itself removes what the dead leave.
+    fn entry(&self, lock: &LockPath, claim: &Claim) -> Option<Entry> {
+        match (self.address, claim.lifetime) {
+            (Address::ZooKeeper { servers, chroot }, Lifetime::Spawned | Lifetime::Explicit) => {
+                let family = Family::parse(&claim.family()).expect("a claim makes it");
+                Some(Entry::of_us(servers.clone(), chroot.clone(), lock.clone(), family))
+            }
+            (Address::ZooKeeper { .. }, Lifetime::Session { .. }) | (Address::Directory { .. }, _) => None,
+        }
+    }
+
+    /// Nothing of ours is in the queue any more, unless something else could not be taken out: the journal is told.
+    fn strike(&mut self) {
+        let record = self.record.take();
+        if !self.is_something_left {
+            strike(record);
+        }
+    }
+
     /// Looks at the store, which may be dropped: until the limit, or for a while where there is none.
     async fn look<T>(
         &mut self,
@@ -147,15 +213,54 @@ impl Context<'_> {
     }
 
     /// Enters the queue and waits, telling a person about it.
-    async fn acquire<S: Store>(&mut self, store: &S, wish: &Wish, lifetime: Lifetime, limit: Limit) -> Result<Acquired, Error> {
-        let claim = Claim::new(wish.mode, lifetime, wish.identifier.clone());
+    async fn acquire<S: Store>(&mut self, store: &S, wish: &Wish, limit: Limit) -> Result<Acquired, Error> {
+        let acquired = self.contend(store, wish, limit).await;
+        match acquired {
+            Ok(Acquired::Ours(_)) => {}
+            Ok(Acquired::Not(_)) | Err(_) => self.strike(),
+        }
+        acquired
+    }
+
+    async fn contend<S: Store>(&mut self, store: &S, wish: &Wish, limit: Limit) -> Result<Acquired, Error> {
+        let claim = self.claim.take().expect("whoever contends has made one");
+        let mut reaper = Reaper::new(self.state_dir, self.address);
+        if let (Limit::Once(until), Some(reaper)) = (limit, &mut reaper) {
+            // One look is to find nobody in front who is dead.
+            let pass = async { timeout_at(until, reaper.pass()).await.unwrap_or(Ok(0)) };
+            match self.unless_asked_to_end(pass).await? {
+                Unless::Done(Ok(_)) => {}
+                Unless::Done(Err(text)) => info!("{text}"),
+                Unless::AskedToEnd(signal) => return Ok(Acquired::Not(exit::Result::Interrupted(signal))),
+            }
+        }
         let around = held_around();
         let address = self.address;
         let asked: Cell<Option<io::Result<i32>>> = Cell::new(None);
         let mut stop = pin!(async { asked.set(Some(self.signals.asked_to_end().await)) });
         let patience = Patience::new(limit, stop.as_mut());
-        let mut tell = |happening: Happening<'_>| tell(address, &happening);
-        let acquired = acquire(store, &wish.lock, claim, &around, patience, wish.wait.tick, &mut tell).await;
+        let is_something_left = &mut self.is_something_left;
+        let mut tell = |happening: Happening<'_>| {
+            *is_something_left |= matches!(happening, Happening::LeftBehind { .. });
+            tell(address, &happening);
+        };
+        let acquiring = acquire(store, &wish.lock, claim, &around, patience, wish.wait.tick, &mut tell);
+        let is_removing = reaper.as_ref().map(Reaper::removing).unwrap_or_default();
+        let mut reaping = pin!(async {
+            match &mut reaper {
+                Some(reaper) => reaper.reap().await,
+                None => pending().await,
+            }
+        });
+        let acquired = tokio::select! {
+            biased;
+            acquired = acquiring => acquired,
+            never = reaping.as_mut() => match never {},
+        };
+        Reaper::finish(reaping, &is_removing).await;
+        if let Err(AcquireError::Store(StoreError::NotRemoved { .. } | StoreError::Unsettled { .. })) = &acquired {
+            self.is_something_left = true;
+        }
         match (acquired, asked.take()) {
             (Ok(place), _) => Ok(Acquired::Ours(place)),
             (Err(AcquireError::Stopped(_)), Some(Ok(signal))) => Ok(Acquired::Not(exit::Result::Interrupted(signal))),

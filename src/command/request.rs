@@ -5,7 +5,8 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::exit::SignalExit;
-use crate::lock::{AbsolutePath, Identifier, LockPath, Mode, NodePath};
+use crate::journal::StateDir;
+use crate::lock::{AbsolutePath, Claim, Identifier, Lifetime, LockPath, Mode, NodePath};
 use crate::report::Verbosity;
 use crate::store::{Root, Servers};
 use crate::supervise::{Orphans, Target};
@@ -14,6 +15,7 @@ use crate::supervise::{Orphans, Target};
 #[derive(Debug)]
 pub struct Request {
     pub address: Address,
+    pub state_dir: StateDir,
     pub verbosity: Verbosity,
     /// How long a release may take before it is given up.
     pub release_timeout: Duration,
@@ -53,6 +55,27 @@ pub enum Action {
     Lock(Wish),
     Unlock { nodes: Vec<NodePath>, identifier: Option<Identifier>, wait: Wait },
     List { lock: LockPath, wait: Wait },
+    Reap { wait: Wait },
+}
+
+impl Action {
+    /// What a call that contends is going to stand in the queue as.
+    pub fn claim(&self) -> Option<Claim> {
+        let claim = |wish: &Wish, lifetime| Claim::new(wish.mode, lifetime, wish.identifier.clone());
+        match self {
+            Action::Spawn { wish, manner, .. } => Some(claim(wish, manner.lifetime())),
+            Action::Lock(wish) => Some(claim(wish, Lifetime::Explicit)),
+            Action::Unlock { .. } | Action::List { .. } | Action::Reap { .. } => None,
+        }
+    }
+
+    /// The lock that it contends for.
+    pub fn lock(&self) -> Option<&LockPath> {
+        match self {
+            Action::Spawn { wish, .. } | Action::Lock(wish) => Some(&wish.lock),
+            Action::Unlock { .. } | Action::List { .. } | Action::Reap { .. } => None,
+        }
+    }
 }
 
 /// How a command is run.

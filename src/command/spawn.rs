@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::ffi::OsString;
 use std::future::pending;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -11,6 +12,7 @@ use tracing::{debug, warn};
 use super::{Acquired, Context, GroupChoice, HELD, HeirloomChoice, LifetimeChoice, Manner, OnLost, Wish, say_what_is_left};
 use crate::error::Error;
 use crate::exit;
+use crate::journal::Record;
 use crate::lock::{Doubt, Identifier, Lifetime, Limit, Loss, NodePath, Place, Removal, Store, StoreError, hold};
 use crate::report;
 use crate::supervise::{Cause, Ending, Group, Outcome, Permission, Program, Rules, SuperviseError, supervise};
@@ -27,8 +29,7 @@ pub async fn spawn<S: Store>(
     limit: Limit,
     context: &mut Context<'_>,
 ) -> Result<exit::Result, Error> {
-    let lifetime = lifetime(manner);
-    let place = match context.acquire(store, wish, lifetime, limit).await? {
+    let place = match context.acquire(store, wish, limit).await? {
         Acquired::Ours(place) => place,
         Acquired::Not(result) => return Ok(result),
     };
@@ -38,8 +39,11 @@ pub async fn spawn<S: Store>(
     let (permit, permission) = watch::channel(Permission::Given);
     let watching = watch_over(store, &node, manner, &permit);
     let program = Program::new(words, &variables(wish, &node, &place)).map_err(SuperviseError::Exec);
-    let program = program.and_then(|program| match (store.heirloom(&place.name), manner.heirloom) {
-        (Some(heirloom), HeirloomChoice::PassOn) => program.inherits(&*heirloom).map_err(SuperviseError::Fork),
+    let of_store = store.heirloom(&place.name);
+    // There is one of them at the most: where the store cannot tell who lives, the journal can.
+    let heirloom = of_store.as_ref().map(|file| file.as_fd()).or_else(|| context.record.as_ref().map(Record::as_fd));
+    let program = program.and_then(|program| match (heirloom, manner.heirloom) {
+        (Some(heirloom), HeirloomChoice::PassOn) => program.inherits(heirloom).map_err(SuperviseError::Fork),
         (Some(_), HeirloomChoice::Close) | (None, _) => Ok(program),
     });
     let supervised = async {
@@ -52,6 +56,9 @@ pub async fn spawn<S: Store>(
     };
     let (ran, left) = hold(store, &node, supervised).await;
     let is_released = tell_what_was_left(left, &node, &ran, context);
+    if is_released {
+        context.strike();
+    }
     match ran {
         Ok(outcome) => {
             tell_how_it_ended(words, outcome);
@@ -69,10 +76,13 @@ pub async fn spawn<S: Store>(
     }
 }
 
-fn lifetime(manner: &Manner) -> Lifetime {
-    match manner.lifetime {
-        LifetimeChoice::Persistent => Lifetime::Spawned,
-        LifetimeChoice::Ephemeral => Lifetime::Session { notice: manner.grace.saturating_add(TO_KILL) },
+impl Manner {
+    /// How long a contender lasts whose command is run like this.
+    pub fn lifetime(&self) -> Lifetime {
+        match self.lifetime {
+            LifetimeChoice::Persistent => Lifetime::Spawned,
+            LifetimeChoice::Ephemeral => Lifetime::Session { notice: self.grace.saturating_add(TO_KILL) },
+        }
     }
 }
 
@@ -92,7 +102,7 @@ async fn watch_over<S: Store>(store: &S, node: &NodePath, manner: &Manner, permi
             warn!("{node} is ours still: the command goes on");
         }
     };
-    let lost = store.lost(&node.lock, &node.name, lifetime(manner), &mut tell).await;
+    let lost = store.lost(&node.lock, &node.name, manner.lifetime(), &mut tell).await;
     let (permission, text) = verdict(&lost, node, manner);
     permit.send_replace(permission);
     warn!("{text}");
@@ -242,9 +252,9 @@ mod tests {
 
     #[test]
     fn a_bound_lock_is_told_of_early_enough_for_the_grace_and_the_kill() {
-        assert_eq!(lifetime(&manner(LifetimeChoice::Persistent, OnLost::Stop)), Lifetime::Spawned);
+        assert_eq!(manner(LifetimeChoice::Persistent, OnLost::Stop).lifetime(), Lifetime::Spawned);
         let notice = Duration::from_secs(6);
-        assert_eq!(lifetime(&manner(LifetimeChoice::Ephemeral, OnLost::Stop)), Lifetime::Session { notice });
+        assert_eq!(manner(LifetimeChoice::Ephemeral, OnLost::Stop).lifetime(), Lifetime::Session { notice });
     }
 
     #[test]

@@ -10,7 +10,6 @@
 //! bit: it is there from the start, every local file system keeps it, no umask takes it away, and what cleans up old files
 //! leaves such files alone. Where it is lost (a copy, a `chmod -R`), or was never set, a contender stays until it is unlocked.
 
-mod dir;
 mod mark;
 mod root;
 mod watch;
@@ -31,9 +30,9 @@ use nix::unistd::geteuid;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::warn;
 
-use self::dir::{Dir, Trouble, elsewhere, errno, kind};
 pub use self::root::{Root, RootError};
 use self::watch::Watches;
+use crate::local::{Dir, Trouble, elsewhere, errno, kind};
 use crate::lock::{
     AbsolutePath, Claim, Contender, Entry, Expected, FencingToken, Identifier, Lifetime, LockPath, NodeName, Place, Queue,
     Reading, Removal, Sequence, Store, StoreError,

@@ -44,6 +44,8 @@ pub struct Bench {
     chroot: String,
     /// Where the directory store keeps its queues.
     root: Option<Arc<TempDir>>,
+    /// Where the program keeps its journal.
+    state: Arc<TempDir>,
     environment: Vec<(OsString, OsString)>,
 }
 
@@ -56,7 +58,8 @@ impl Bench {
     /// On these servers.
     pub fn on(servers: &str) -> Bench {
         let chroot = format!("/{}", Uuid::new_v4().simple());
-        Bench { servers: servers.to_owned(), chroot, root: None, environment: Vec::new() }
+        let state = Arc::new(tempfile::tempdir().expect("a temporary directory"));
+        Bench { servers: servers.to_owned(), chroot, root: None, state, environment: Vec::new() }
     }
 
     /// In a directory of its own.
@@ -65,6 +68,20 @@ impl Bench {
         let mut bench = Bench::on(&format!("file://{}", root.path().display()));
         bench.root = Some(Arc::new(root));
         bench
+    }
+
+    /// Where the program keeps its journal; made by its first run.
+    pub fn state_dir(&self) -> PathBuf {
+        self.state.path().join("state")
+    }
+
+    /// The names of the journal's entries, and of whatever else is in there.
+    pub fn entries(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.state_dir()).into_iter().flatten();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.expect("readable").file_name().into_string().expect("UTF-8")).collect();
+        names.sort();
+        names
     }
 
     pub fn is_directory(&self) -> bool {
@@ -86,8 +103,7 @@ impl Bench {
 
     /// The same place reached through other addresses, such as a proxy's.
     pub fn through(&self, servers: &str) -> Bench {
-        let (chroot, environment) = (self.chroot.clone(), self.environment.clone());
-        Bench { servers: servers.to_owned(), chroot, root: None, environment }
+        Bench { servers: servers.to_owned(), root: None, ..self.clone() }
     }
 
     pub fn with_variable(&self, name: impl Into<OsString>, value: impl Into<OsString>) -> Bench {
@@ -106,6 +122,7 @@ impl Bench {
         let mut command = Command::new(program);
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.env("SYNCD_SPAWN_SERVERS", &self.servers).env("SYNCD_SPAWN_CHROOT", &self.chroot);
+        command.env("SYNCD_SPAWN_STATE_DIR", self.state_dir());
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.args(arguments);
         command

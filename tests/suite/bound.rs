@@ -91,7 +91,9 @@ fn a_bound_lock_goes_with_its_holder_and_a_persistent_one_stays() {
     let server = hasty();
     let bench = Bench::on(&server.address());
     let mut bound = start(&bench, "/goes", "echo ready; cat >/dev/null").ready();
-    let mut unbound = bench.hold(["-n", "/stays"]).ready();
+    // On a host that does not come back.
+    let lost = tempfile::tempdir().unwrap();
+    let mut unbound = bench.with_variable("SYNCD_SPAWN_STATE_DIR", lost.path()).hold(["-n", "/stays"]).ready();
     let next = bench.hold(["-n", "/goes"]).waits();
     bound.kill();
     unbound.kill();

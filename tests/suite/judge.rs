@@ -30,6 +30,17 @@ pub struct Plan {
     /// How long after its start it gets TERM.
     pub term: Option<Duration>,
     pub on_term: OnTerm,
+    /// How long after its start it is killed, and who with it.
+    pub kill: Option<(Duration, Victim)>,
+}
+
+/// Who is killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Victim {
+    /// The wrapper, whose command lives on and leaves as if nothing had happened.
+    Wrapper,
+    /// The wrapper and its command. `killed NUMBER` stands in the log before it is done.
+    All,
 }
 
 /// What the command does on TERM.
@@ -49,7 +60,7 @@ pub struct Outcome {
 impl Plan {
     /// One that enters and leaves, and is not disturbed.
     pub fn calm(number: u32, kind: &'static str) -> Plan {
-        Plan { number, kind, patience: None, term: None, on_term: OnTerm::Ignore }
+        Plan { number, kind, patience: None, term: None, on_term: OnTerm::Ignore, kill: None }
     }
 
     /// With which status its command ends by itself.
@@ -68,6 +79,9 @@ impl Plan {
             ["-vv", "--release-timeout", "2m", "-n", lock, "-l", self.kind].map(str::to_owned).into();
         if let Some(patience) = self.patience {
             arguments.extend(["-t".to_owned(), humantime::format_duration(patience).to_string().replace(' ', "")]);
+        }
+        if let Some((_, Victim::Wrapper)) = self.kill {
+            arguments.push("--pdeathsig=none".to_owned());
         }
         arguments.extend(["--", "sh", "-c", COMMAND].map(str::to_owned));
         let on_term = match self.on_term {
@@ -95,13 +109,20 @@ pub fn objections(log: &str, outcomes: &[Outcome]) -> Vec<String> {
     let mut runs = BTreeMap::<u32, u32>::new();
     let mut inside = BTreeMap::<u32, Entry>::new();
     let (mut newest, mut newest_exclusive) = (0, 0);
+    let mut killed = BTreeSet::new();
     for line in log.lines() {
+        if let Some(number) = line.strip_prefix("killed ").and_then(|number| number.parse::<u32>().ok()) {
+            // It may write a line yet, but nobody waits for it any more.
+            inside.remove(&number);
+            killed.insert(number);
+            continue;
+        }
         let Some((is_enter, entry)) = parse(line) else {
             objections.push(format!("not a line of ours: {line:?}"));
             continue;
         };
         if !is_enter {
-            if inside.remove(&entry.number).is_none() {
+            if inside.remove(&entry.number).is_none() && !killed.contains(&entry.number) {
                 objections.push(format!("left but was not inside: {line}"));
             }
             continue;
@@ -117,7 +138,9 @@ pub fn objections(log: &str, outcomes: &[Outcome]) -> Vec<String> {
         if entry.is_exclusive {
             newest_exclusive = newest_exclusive.max(entry.token);
         }
-        inside.insert(entry.number, entry);
+        if !killed.contains(&entry.number) {
+            inside.insert(entry.number, entry);
+        }
     }
     objections.extend(inside.keys().map(|number| format!("{number} entered and never left")));
     let mut started = BTreeSet::new();
@@ -135,6 +158,9 @@ pub fn objections(log: &str, outcomes: &[Outcome]) -> Vec<String> {
 fn objection_to(outcome: &Outcome, runs: u32) -> Option<String> {
     let Outcome { plan, ended } = outcome;
     let is_cut_off = ended.stderr.lines().any(|line| line.starts_with("syncd-spawn: cannot reach "));
+    if ended.status.signal() == Some(libc::SIGKILL) && plan.kill.is_some() && runs <= 1 {
+        return None;
+    }
     let expected = match (ended.status.code().and_then(|code| u32::try_from(code).ok()), ended.status.signal()) {
         (Some(code), _) if code == plan.status() => Some(1),
         (Some(code), _) if code == plan.cleaned_up() && plan.on_term == OnTerm::CleanUp && plan.term.is_some() => Some(1),
@@ -183,6 +209,10 @@ fn case(steps: &str) -> (String, Vec<Outcome>) {
     for step in steps.split(", ") {
         let words: Vec<&str> = step.split(' ').collect();
         let number: u32 = words[1].parse().expect("a number");
+        if words[0] == "killed" {
+            writeln!(log, "{step}").expect("a string");
+            continue;
+        }
         if let [_, _, kind, token] = words[..] {
             known.insert(number, (kind, token));
         }
@@ -206,6 +236,9 @@ fn the_judge_has_nothing_against_a_good_run() {
     );
     assert_eq!(objections(&log, &outcomes), Vec::<String>::new());
     assert_eq!((entered(&log), nodes(&log).len()), (5, 1));
+    let (log, outcomes) =
+        case("enter 1 lock 10, killed 1, enter 2 lock 11, killed 3, leave 2, enter 3 lock 12, enter 4 lock 13, leave 4");
+    assert_eq!(objections(&log, &outcomes), Vec::<String>::new());
 }
 
 #[test]
@@ -221,6 +254,8 @@ fn the_judge_objects_to_what_a_lock_must_not_do() {
         ("enter 1 lock 10, leave 1, enter 1 lock 11, leave 1", "its command ran 2 times"),
         ("enter 1 lock 10", "1 entered and never left"),
         ("enter 1 lock 10, leave 1, leave 1", "left but was not inside"),
+        ("enter 1 lock 10, enter 2 lock 11, killed 1, leave 2", "entered beside 1: enter 2"),
+        ("enter 1 lock 10, killed 2, enter 2 lock 11, leave 1", "entered beside 1: enter 2"),
     ] {
         let (log, outcomes) = case(steps);
         let objections = objections(&log, &outcomes);
@@ -236,6 +271,7 @@ fn the_judge_objects_to_what_a_lock_must_not_do() {
 fn the_judge_objects_to_an_end_without_a_reason() {
     let calm = Plan::calm(1, "lock");
     let asked = Plan { term: Some(Duration::ZERO), on_term: OnTerm::CleanUp, ..calm.clone() };
+    let struck = Plan { kill: Some((Duration::ZERO, Victim::All)), ..calm.clone() };
     let hasty = Plan { patience: Some(Duration::ZERO), ..calm.clone() };
     let (died, cleaned_up, late, ours) = (libc::SIGTERM, 101 << 8, 124 << 8, 125 << 8);
     // What is fine after how many runs of the command.
@@ -260,6 +296,8 @@ fn the_judge_objects_to_an_end_without_a_reason() {
             assert_eq!(objection.is_none(), runs == Some(ran), "{objection:?}");
         }
     }
+    let may_have_run = [0, 1, 2].map(|ran| objection_to(&ended(struck.clone(), libc::SIGKILL), ran).is_none());
+    assert_eq!(may_have_run, [true, true, false]);
     let mut cut_off = ended(calm, ours);
     cut_off.ended.stderr = "syncd-spawn: cannot reach 127.0.0.1:1: no answer".to_owned();
     assert_eq!((objection_to(&cut_off, 0), objection_to(&cut_off, 1).is_some()), (None, true));

@@ -9,6 +9,7 @@ mod directory;
 mod docs;
 mod host;
 mod interop;
+mod journal;
 mod judge;
 mod nemesis;
 mod outage;

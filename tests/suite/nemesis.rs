@@ -5,16 +5,19 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write as _;
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use syncd_spawn::journal::Entry;
 use tempfile::TempDir;
 
-use super::bench::{Bench, Ended, LIMIT, Run, send};
-use super::judge::{self, OnTerm, Outcome, Plan};
+use super::bench::{Bench, Ended, LIMIT, Run, kill_tree, send};
+use super::judge::{self, OnTerm, Outcome, Plan, Victim};
 use super::proxy::{Fate, Proxy, Request};
 use super::relay::Relay;
 use super::zookeeper::{Ensemble, Server};
@@ -122,7 +125,15 @@ impl Arena {
             patience: dice.one_in(5).then(|| Duration::from_millis(100) + dice.millis(1500)),
             term: dice.one_in(3).then(|| dice.millis(400)),
             on_term: dice.pick(&[OnTerm::CleanUp, OnTerm::Ignore]),
+            kill: None,
         }
+    }
+
+    /// One that may be killed at any point, its command with it or not.
+    fn mortal_plan(&self, dice: &mut Dice) -> Plan {
+        let plan = self.random_plan(dice);
+        let kill = dice.one_in(3).then(|| (dice.millis(500), dice.pick(&[Victim::Wrapper, Victim::All])));
+        Plan { kill, ..plan }
     }
 
     fn start(&self, door: &Bench, plan: &Plan) -> Run {
@@ -138,7 +149,7 @@ impl Arena {
         let started = Instant::now();
         let mut run = self.start(door, &plan);
         self.running().insert(plan.number, run.pid());
-        let mut term = plan.term;
+        let (mut term, mut kill) = (plan.term, plan.kill);
         loop {
             {
                 let mut running = self.running();
@@ -151,23 +162,49 @@ impl Arena {
                 term = None;
                 run.signal(libc::SIGTERM);
             }
+            if let Some((_, victim)) = kill.take_if(|(after, _)| started.elapsed() >= *after) {
+                match victim {
+                    Victim::Wrapper => run.signal(libc::SIGKILL),
+                    Victim::All => {
+                        self.note(&format!("killed {}\n", plan.number));
+                        kill_tree(run.pid());
+                    }
+                }
+            }
             let is_late = self.calm.get().is_some_and(|calm| calm.elapsed() > LIMIT);
             assert!(!is_late, "all is well, but it does not end: {plan:?}\n{}", run.stderr());
             thread::sleep(Duration::from_millis(3));
         }
         // What was not sent is no reason to end.
         plan.term = plan.term.filter(|_| term.is_none());
+        plan.kill = plan.kill.filter(|_| kill.is_none());
         self.ended(plan, run.end());
+    }
+
+    /// Writes a line into the log.
+    fn note(&self, line: &str) {
+        let log = fs::File::options().append(true).create(true).open(self.log());
+        log.and_then(|mut log| log.write_all(line.as_bytes())).expect("a log");
     }
 
     /// Has workers contend, who come by this door, until the nemesis is done and some more have entered.
     fn contend_while(&self, seed: &Seed, door: &Bench, nemesis: impl FnOnce(&mut Dice)) {
+        self.contend_as_planned(seed, door, Arena::random_plan, nemesis);
+    }
+
+    fn contend_as_planned(
+        &self,
+        seed: &Seed,
+        door: &Bench,
+        plan: fn(&Arena, &mut Dice) -> Plan,
+        nemesis: impl FnOnce(&mut Dice),
+    ) {
         thread::scope(|scope| {
             for worker in 1..=WORKERS {
                 let mut dice = Dice(seed.0 << 8 | worker);
                 scope.spawn(move || {
                     while self.calm.get().is_none() {
-                        let plan = self.random_plan(&mut dice);
+                        let plan = plan(self, &mut dice);
                         self.contend(door, plan);
                     }
                 });
@@ -640,4 +677,58 @@ fn rob(bench: &Bench, name: &str) -> bool {
         Err(zookeeper_client::Error::NoNode) => Ok(false),
         Err(error) => Err(error),
     })
+}
+
+#[test]
+fn runs_that_are_killed_at_any_point_hold_up_nobody_and_nobody_cleans_up_after_them() {
+    /// How long nobody may enter: what is dead is looked for every second.
+    const GAP: Duration = Duration::from_secs(6);
+    let server = Server::start("");
+    for seed in seeds() {
+        let arena = Arena::new(&server.address());
+        let (mut killed, mut longest) = (0, Duration::ZERO);
+        arena.contend_as_planned(&seed, &arena.bench, Arena::mortal_plan, |_| {
+            let started = Instant::now();
+            let (mut entered, mut since) = (0, started);
+            while started.elapsed() < Duration::from_secs(20) {
+                thread::sleep(Duration::from_millis(10));
+                if arena.entered() > entered {
+                    entered = arena.entered();
+                    since = Instant::now();
+                }
+                longest = longest.max(since.elapsed());
+                assert!(since.elapsed() < GAP, "nobody enters: {:?}", arena.bench.queue(LOCK));
+            }
+        });
+        for outcome in arena.outcomes.lock().expect("not poisoned").iter() {
+            killed += u32::from(outcome.ended.status.signal() == Some(libc::SIGKILL));
+        }
+        assert!(killed > 20, "only {killed} were killed, with gaps of {longest:?}");
+        let deadline = Instant::now() + LIMIT;
+        while !processes_in(arena.bench.chroot()).is_empty() {
+            assert!(Instant::now() < deadline, "somebody is left");
+            thread::sleep(Duration::from_millis(10));
+        }
+        // The next one who comes.
+        let plan = arena.calm_plan("wlock");
+        let run = arena.start(&arena.bench, &plan);
+        arena.ended(plan, run.end());
+        arena.bench.run(["--no-wait", "-n", LOCK, "true"]).good();
+        assert_eq!(arena.bench.queue(LOCK), Vec::<String>::new());
+        // Whoever was killed where he had no node, or had not written everything down yet, is remembered for a while.
+        let long_ago = SystemTime::UNIX_EPOCH;
+        for entry in arena.bench.entries() {
+            let path = arena.bench.state_dir().join(&entry);
+            let text = fs::read_to_string(&path).expect("an entry");
+            if let Some((lines, _)) = text.split_once("dead ") {
+                fs::write(&path, format!("{lines}{}", Entry::dead_line(long_ago))).expect("an entry");
+            } else {
+                assert!(entry.starts_with(".new."), "nobody looked for {entry}: {text}");
+                fs::File::options().append(true).open(&path).and_then(|file| file.set_modified(long_ago)).expect("a file");
+            }
+        }
+        arena.bench.run(["--no-wait", "-n", LOCK, "true"]).good();
+        assert_eq!(arena.bench.entries(), Vec::<String>::new());
+        arena.ends_well();
+    }
 }

@@ -173,7 +173,7 @@ fn nothing_of_ours_is_open_in_the_command_but_what_stands_for_the_lock(bench: &B
     let plainly = bench.program("sh", ["-c", "ls /proc/$$/fd"]).stdin(Stdio::piped()).output().unwrap();
     let plainly = String::from_utf8(plainly.stdout).unwrap();
     let ours: Vec<&str> = ended.stdout().lines().filter(|fd| !plainly.lines().any(|plain| plain == *fd)).collect();
-    assert_eq!(ours, if bench.is_directory() { &["50"][..] } else { &[] });
+    assert_eq!(ours, ["50"]);
 }
 
 fn a_lock_taken_away_stops_the_command_and_leaves_with_123(bench: &Bench) {

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -610,9 +611,14 @@ fn how_to_leave_after_a_signal_can_be_chosen() {
 
 #[test]
 fn what_stands_for_the_lock_is_passed_on_unless_it_is_to_be_closed() {
-    let bench = Bench::directory();
     let open = ["-q", "-n", "/heir", "--", "sh", "-c", "readlink /proc/$$/fd/50 || echo none"];
-    assert!(bench.run(open).good().stdout().contains("__lock__"));
-    let closed = ["-q", "-n", "/heir", "--close"].into_iter().chain(open[3..].iter().copied());
-    assert_eq!(bench.run(closed).good().stdout(), "none\n");
+    for bench in [Bench::directory(), Bench::zookeeper()] {
+        let (file, heir) = (bench.file("/heir").unwrap_or(bench.state_dir()), bench.run(open).good());
+        assert!(Path::new(heir.stdout()).starts_with(file), "{heir:?}");
+        let closed = ["-q", "-n", "/heir", "--close"].into_iter().chain(open[3..].iter().copied());
+        assert_eq!(bench.run(closed).good().stdout(), "none\n");
+    }
+    // A lock that is bound to a session needs none.
+    let ephemeral = ["--ephemeral"].into_iter().chain(open);
+    assert_eq!(Bench::zookeeper().run(ephemeral).good().stdout(), "none\n");
 }

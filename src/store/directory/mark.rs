@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use nix::unistd::geteuid;
 
 use super::HIDDEN;
-use super::dir::{Dir, Trouble};
+use crate::local::{Dir, Trouble};
 
 /// The highest number among these names.
 pub fn highest(names: &[String]) -> Option<u64> {

@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 use tokio::net::unix::pipe::Receiver;
 
-use super::dir::Dir;
+use crate::local::Dir;
 
 /// What watches are made with. They are kept for the next one: a user may not have many, and the kernel takes milliseconds to
 /// close one, which nobody is to wait for who has just come to his turn.

@@ -149,6 +149,16 @@ impl Dir {
         }
     }
 
+    /// Opens a file for reading, and for adding to its end.
+    pub fn open_to_append(&self, name: &str) -> Result<Option<File>, Errno> {
+        let flags = OFlag::O_RDWR | OFlag::O_APPEND | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        match openat(&self.fd, name, flags, Mode::empty()) {
+            Ok(fd) => Ok(Some(File::from(fd))),
+            Err(Errno::ENOENT) => Ok(None),
+            Err(errno) => Err(errno),
+        }
+    }
+
     /// Makes a file for writing that was not there.
     pub fn create(&self, name: &str, mode: u32) -> Result<File, Errno> {
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
@@ -182,7 +192,7 @@ impl Dir {
 /// longer wanted; what the work holds is given up when it is done.
 pub fn elsewhere<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<oneshot::Receiver<T>> {
     let (answer, answered) = oneshot::channel();
-    thread::Builder::new().name("flock".to_owned()).spawn(move || drop(answer.send(work())))?;
+    thread::Builder::new().name("files".to_owned()).spawn(move || drop(answer.send(work())))?;
     Ok(answered)
 }
 

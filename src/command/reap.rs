@@ -1,0 +1,320 @@
+//! `reap`, and what every call that contends does of it: removes what dead runs of this host left.
+
+use std::cell::Cell;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::convert::Infallible;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, SystemTime};
+
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tracing::{info, warn};
+
+use super::{Address, Context, LOOK_TIMEOUT, Unless, WaitLimit};
+use crate::error::Error;
+use crate::exit;
+use crate::journal::{Age, Dead, Entry, Family, Journal, Life, StateDir};
+use crate::local::{Trouble, elsewhere, errno};
+use crate::lock::{AbsolutePath, Expected, Limit, NodePath, Queue, Removal, Store, StoreError};
+use crate::report;
+use crate::store::{Servers, ZooKeeper};
+
+/// Between two looks into the journal while we wait; and so much more for each entry, for the others who wait look at them too.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+const LOOK_AGAIN_BY_ENTRY: Duration = Duration::from_millis(10);
+/// What was looked for in vain is looked for again ever more rarely.
+const LONGEST_PAUSE: Duration = Duration::from_secs(16);
+/// How long who has come to his turn waits for the answer to a removal of his.
+const TO_FINISH: Duration = Duration::from_millis(250);
+
+/// Removes what the dead left in all of the journal's queues.
+///
+/// Nothing of ours is at stake, so a signal ends it at any point.
+///
+/// # Errors
+/// The journal cannot be read, or nobody reads what was removed.
+pub async fn reap(
+    state_dir: &StateDir,
+    wait: WaitLimit,
+    release_timeout: Duration,
+    context: &mut Context<'_>,
+) -> Result<exit::Result, Error> {
+    let Some(journal) = Journal::open(state_dir).map_err(Error::Journal)? else {
+        if let StateDir::Named(path) = state_dir {
+            warn!("{} is not there: nothing is left of anybody", path.display());
+        }
+        return Ok(exit::Result::Done);
+    };
+    let journal = Arc::new(journal);
+    let mut told = Told::default();
+    let everything = find(Arc::clone(&journal), |_| true).await.map_err(Error::Journal)?;
+    let mut is_clean = true;
+    let mut groups = BTreeMap::<(String, String), Vec<Dead>>::new();
+    for (name, life) in everything {
+        match life {
+            Ok(Life::Dead(dead)) => {
+                let at = (dead.entry.servers.to_string(), dead.entry.chroot.to_string());
+                groups.entry(at).or_default().push(*dead);
+            }
+            Ok(Life::Living) => info!("{name}: somebody lives"),
+            Ok(Life::Gone | Life::Elsewhere) => {}
+            other => {
+                is_clean &= other.is_ok();
+                told.tell(&journal, &name, &other);
+            }
+        }
+    }
+    for group in groups.into_values() {
+        let within = match wait {
+            WaitLimit::Within(time) => time,
+            WaitLimit::Never | WaitLimit::Once => LOOK_TIMEOUT,
+        };
+        let reaped = reap_group(group, within, release_timeout);
+        let (removed, trouble) = match context.unless_asked_to_end(reaped).await? {
+            Unless::Done(reaped) => reaped,
+            Unless::AskedToEnd(signal) => return Ok(exit::Result::Interrupted(signal)),
+        };
+        let nodes: Vec<String> = removed.iter().map(NodePath::to_string).chain([String::new()]).collect();
+        match report::answer(&nodes.join("\n")) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(exit::Result::Interrupted(libc::SIGPIPE)),
+            Err(error) => return Err(Error::System { what: "cannot write to standard output what was removed", error }),
+        }
+        for text in trouble {
+            is_clean = false;
+            report::error(&text, None);
+        }
+    }
+    Ok(if is_clean { exit::Result::Done } else { exit::Result::Failed })
+}
+
+/// Removes what these left, who are all of the same servers and chroot: what was removed, and what went wrong.
+///
+/// # Cancellation
+/// May be dropped: what was not done is left to somebody else.
+async fn reap_group(group: Vec<Dead>, within: Duration, release_timeout: Duration) -> (Vec<NodePath>, Vec<String>) {
+    let (mut removed, mut trouble) = (Vec::new(), Vec::new());
+    let Some(Entry { servers, chroot, .. }) = group.first().map(|dead| dead.entry.clone()) else {
+        return (removed, trouble);
+    };
+    let until = Instant::now().checked_add(within).unwrap_or_else(|| Instant::now() + LOOK_TIMEOUT);
+    let place = servers.to_string();
+    let store = match ZooKeeper::connect(servers, chroot, Limit::At(until), release_timeout).await {
+        Ok(store) => store,
+        Err(error) => return (removed, vec![error.to_string()]),
+    };
+    let is_removing = Cell::new(false);
+    let clearing = async {
+        for dead in group {
+            if let Err(error) = clear(&store, dead, &mut removed, &is_removing).await {
+                trouble.push(error);
+            }
+        }
+    };
+    if timeout_at(until, clearing).await.is_err() {
+        trouble.push(StoreError::Unreachable { place, cause: "no answer in time".to_owned() }.to_string());
+    }
+    store.close().await;
+    (removed, trouble)
+}
+
+/// Removes what one of the dead left in his lock's directory, and then his entry.
+///
+/// # Cancellation
+/// May be dropped: what was not done is left to somebody else.
+async fn clear<S: Store>(store: &S, dead: Dead, removed: &mut Vec<NodePath>, is_removing: &Cell<bool>) -> Result<(), String> {
+    let Entry { lock, family, host, pid, since, .. } = dead.entry.clone();
+    let queue = match store.contenders(&lock).await {
+        Ok(queue) => queue,
+        Err(StoreError::NoLock(_)) => Queue::default(),
+        Err(error) => return Err(error.to_string()),
+    };
+    let mut is_found = false;
+    for name in queue.contenders().iter().filter(|name| family.has(name)) {
+        is_found = true;
+        is_removing.set(true);
+        let node = lock.node(name);
+        match store.leave(&lock, name, Expected::Anything).await.map_err(|error| error.to_string())? {
+            Removal::Removed => {
+                let since = humantime::format_rfc3339_seconds(since);
+                warn!("removed {node}: nobody lives who could work under it (pid {pid} on {host} since {since})");
+                removed.push(node);
+            }
+            // Somebody else did it.
+            Removal::Missing | Removal::Changed | Removal::LeftToSession => {}
+        }
+    }
+    let struck = match is_found {
+        true => dead.strike(),
+        false => dead.strike_unless_young(SystemTime::now()).map(|age| match age {
+            Age::Young => info!("{lock} has no node of {family}…, whose owner is dead: looking again later"),
+            Age::Over => info!("{lock} never had a node of {family}…, whose owner is dead"),
+        }),
+    };
+    is_removing.set(false);
+    struck.map_err(|trouble| trouble.to_string())
+}
+
+/// Looks at every entry; those that are wanted and dead come with their flock.
+///
+/// # Cancellation
+/// May be dropped: the flocks are given up.
+async fn find(
+    journal: Arc<Journal>,
+    is_wanted: impl Fn(&Entry) -> bool + Send + 'static,
+) -> Result<Vec<(String, Result<Life, Trouble>)>, Trouble> {
+    // A disk may take its time, and signals none.
+    let looked = elsewhere(move || {
+        let (families, strangers) = journal.names()?;
+        let no_entry = |name| (name, Ok(Life::Stranger));
+        let looked = families.into_iter().map(|family| (family.to_string(), journal.look(&family, &is_wanted)));
+        Ok(looked.chain(strangers.into_iter().map(no_entry)).collect())
+    });
+    let ended = || Trouble::said("to read the journal", "the thread that reads it has ended");
+    let looked = looked.map_err(|error| Trouble::new("to start a thread", errno(&error)))?;
+    looked.await.unwrap_or_else(|_| Err(ended()))
+}
+
+/// What was said once.
+#[derive(Default)]
+struct Told(HashSet<String>);
+
+impl Told {
+    /// Why something could not be done, which is tried again.
+    fn tell_trouble(&mut self, text: &str) {
+        if self.0.insert(text.to_owned()) {
+            info!("{text}; trying on");
+        }
+    }
+
+    /// Why an entry is left alone.
+    fn tell(&mut self, journal: &Journal, name: &str, life: &Result<Life, Trouble>) {
+        if !self.0.insert(name.to_owned()) {
+            return;
+        }
+        let path = journal.path().join(name);
+        match life {
+            Ok(Life::Garbled(error)) => warn!("{} is no entry of the journal: {error}; left alone", path.display()),
+            Ok(Life::Stranger) => info!("{} is no entry of the journal; left alone", path.display()),
+            Ok(Life::Foreign { user }) => info!("{} belongs to user {user}; left alone", path.display()),
+            Ok(Life::Living | Life::Dead(_) | Life::Gone | Life::Elsewhere) => {}
+            Err(trouble) => warn!("{trouble}"),
+        }
+    }
+}
+
+/// Removes what the dead left of one store's queues, for somebody who waits there.
+///
+/// By a connection of its own: a removal also takes out what our own requests may have left, and who waits does not want to
+/// lose his place by it. It is made only when somebody is dead.
+pub struct Reaper {
+    state_dir: StateDir,
+    servers: Servers,
+    chroot: AbsolutePath,
+    told: Told,
+    /// What there was no node of: when it is looked for again, and how long after that.
+    later: HashMap<Family, (Instant, Duration)>,
+    /// Whether something was asked for that is not told and written down yet.
+    is_removing: Rc<Cell<bool>>,
+}
+
+impl Reaper {
+    /// None for a directory, where the kernel itself tells who is dead.
+    pub fn new(state_dir: &StateDir, address: &Address) -> Option<Reaper> {
+        let Address::ZooKeeper { servers, chroot } = address else { return None };
+        let (servers, chroot, state_dir) = (servers.clone(), chroot.clone(), state_dir.clone());
+        Some(Reaper { state_dir, servers, chroot, told: Told::default(), later: HashMap::new(), is_removing: Rc::default() })
+    }
+
+    /// Looks into the journal again and again.
+    ///
+    /// # Cancellation
+    /// May be dropped: what was not done is left to somebody else. That is the only end it has.
+    pub async fn reap(&mut self) -> Infallible {
+        loop {
+            let entries = match self.pass().await {
+                Ok(entries) => entries,
+                Err(text) => {
+                    self.told.tell_trouble(&text);
+                    self.later.clear();
+                    0
+                }
+            };
+            sleep(LOOK_AGAIN.saturating_add(LOOK_AGAIN_BY_ENTRY.saturating_mul(entries))).await;
+        }
+    }
+
+    /// What lets [`Reaper::finish`] know.
+    pub fn removing(&self) -> Rc<Cell<bool>> {
+        Rc::clone(&self.is_removing)
+    }
+
+    /// Lets [`Reaper::reap`] tell and write down what it has just removed: the next one in line knows of it before its answer
+    /// has come.
+    ///
+    /// # Cancellation
+    /// As [`Reaper::reap`].
+    pub async fn finish(mut reaping: Pin<&mut impl Future<Output = Infallible>>, is_removing: &Cell<bool>) {
+        let finishing = poll_fn(|context| match reaping.as_mut().poll(context) {
+            Poll::Ready(never) => match never {},
+            Poll::Pending if is_removing.get() => Poll::Pending,
+            Poll::Pending => Poll::Ready(()),
+        });
+        if is_removing.get() {
+            _ = timeout(TO_FINISH, finishing).await;
+        }
+    }
+
+    /// Looks into the journal once; says how many entries there were.
+    ///
+    /// # Cancellation
+    /// As [`Reaper::reap`].
+    pub async fn pass(&mut self) -> Result<u32, String> {
+        let Some(journal) = Journal::open(&self.state_dir).map_err(|trouble| trouble.to_string())? else {
+            return Ok(0);
+        };
+        let journal = Arc::new(journal);
+        let now = Instant::now();
+        let later: HashSet<Family> =
+            self.later.iter().filter(|(_, (at, _))| *at > now).map(|(family, _)| family.clone()).collect();
+        let (servers, chroot) = (self.servers.clone(), self.chroot.clone());
+        let is_wanted = move |entry: &Entry| entry.is_at(&servers, &chroot) && !later.contains(&entry.family);
+        let looked = find(Arc::clone(&journal), is_wanted).await.map_err(|trouble| trouble.to_string())?;
+        let entries = u32::try_from(looked.len()).unwrap_or(u32::MAX);
+        let mut group = Vec::new();
+        for (name, life) in looked {
+            match life {
+                Ok(Life::Dead(dead)) => group.push(*dead),
+                other => self.told.tell(&journal, &name, &other),
+            }
+        }
+        if group.is_empty() {
+            return Ok(entries);
+        }
+        for dead in &group {
+            let pause = self.later.get(&dead.entry.family).map_or(LOOK_AGAIN, |(_, pause)| (*pause * 2).min(LONGEST_PAUSE));
+            self.later.insert(dead.entry.family.clone(), (now + pause, pause));
+        }
+        let (servers, chroot) = (self.servers.clone(), self.chroot.clone());
+        let is_removing = Rc::clone(&self.is_removing);
+        let reaping = async {
+            let limit = Limit::Once(Instant::now() + LOOK_TIMEOUT);
+            let store = ZooKeeper::connect(servers, chroot, limit, LOOK_TIMEOUT).await.map_err(|error| error.to_string())?;
+            let mut outcome = Ok(entries);
+            for dead in group {
+                is_removing.set(false);
+                let cleared = clear(&store, dead, &mut Vec::new(), &is_removing).await;
+                outcome = outcome.and_then(|entries| cleared.map(|()| entries));
+            }
+            store.close().await;
+            outcome
+        };
+        let reaped = timeout(LOOK_TIMEOUT, reaping).await;
+        self.is_removing.set(false);
+        reaped.unwrap_or_else(|_| Err("what the dead left could not be removed in time".to_owned()))
+    }
+}

@@ -1,0 +1,225 @@
+//! One entry: what a run that may die has to have said about itself before. Lines of a key and a value, the version first.
+
+use std::fmt;
+use std::time::SystemTime;
+
+use crate::lock::{AbsolutePath, LockPath, NodeName};
+use crate::store::Servers;
+
+const VERSION: &str = "syncd-spawn-journal 1";
+/// The digits that all names of one wish begin with.
+const FAMILY_DIGITS: usize = 28;
+
+/// Where the nodes of a run are, and whose they are. Nothing in it is secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub servers: Servers,
+    pub chroot: AbsolutePath,
+    pub lock: LockPath,
+    pub family: Family,
+    /// For people to read: the host, its boot, the process.
+    pub host: String,
+    pub boot: String,
+    pub pid: u32,
+    pub since: SystemTime,
+    /// When it was first seen that everybody is dead, though there was no node.
+    pub dead: Option<SystemTime>,
+}
+
+/// What all names begin with that a wish ever has, see [`Claim::family`](crate::lock::Claim::family). It is the entry's name too.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Family(String);
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EntryError {
+    #[error("it is of a version that is not known here")]
+    Version,
+    #[error("its line {0:?} is not known here")]
+    Line(String),
+    #[error("its {0} is not usable")]
+    Value(&'static str),
+    #[error("its {0} is missing")]
+    Missing(&'static str),
+}
+
+impl Family {
+    pub fn parse(text: &str) -> Option<Family> {
+        let is_digit = |byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        (text.len() == FAMILY_DIGITS && text.bytes().all(is_digit)).then(|| Family(text.to_owned()))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether that node is one of them.
+    pub fn has(&self, name: &NodeName) -> bool {
+        name.as_str().starts_with(&self.0)
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Entry {
+    pub fn parse(text: &str) -> Result<Entry, EntryError> {
+        let (version, lines) = text.split_once('\n').ok_or(EntryError::Version)?;
+        if version != VERSION {
+            return Err(EntryError::Version);
+        }
+        let mut fields = Fields::default();
+        for line in lines.lines() {
+            let unknown = || EntryError::Line(line.to_owned());
+            let (key, value) = line.split_once(' ').ok_or_else(unknown)?;
+            let field = fields.of(key).ok_or_else(unknown)?;
+            if field.replace(value).is_some() {
+                return Err(unknown());
+            }
+        }
+        fields.entry()
+    }
+
+    /// The line that says since when it is known to be dead.
+    pub fn dead_line(since: SystemTime) -> String {
+        format!("dead {}\n", time(since))
+    }
+
+    /// Whether these servers have what it tells of. One that both name is enough, for it belongs to one ensemble.
+    pub fn is_at(&self, servers: &Servers, chroot: &AbsolutePath) -> bool {
+        self.chroot == *chroot && self.servers.servers.iter().any(|server| servers.servers.contains(server))
+    }
+}
+
+/// As it stands in its file.
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Entry { servers, chroot, lock, family, host, boot, pid, since, dead } = self;
+        let since = time(*since);
+        write!(
+            f,
+            "{VERSION}\nservers {servers}\nchroot {chroot}\nlock {lock}\nfamily {family}\nhost {host}\nboot {boot}\npid {pid}\n\
+             since {since}\n"
+        )?;
+        dead.map_or(Ok(()), |dead| f.write_str(&Entry::dead_line(dead)))
+    }
+}
+
+fn time(time: SystemTime) -> humantime::Rfc3339Timestamp {
+    humantime::format_rfc3339_seconds(time.max(SystemTime::UNIX_EPOCH))
+}
+
+/// The lines by their keys, each of which may stand there once.
+#[derive(Default)]
+struct Fields<'t> {
+    servers: Option<&'t str>,
+    chroot: Option<&'t str>,
+    lock: Option<&'t str>,
+    family: Option<&'t str>,
+    host: Option<&'t str>,
+    boot: Option<&'t str>,
+    pid: Option<&'t str>,
+    since: Option<&'t str>,
+    dead: Option<&'t str>,
+}
+
+impl<'t> Fields<'t> {
+    fn of(&mut self, key: &str) -> Option<&mut Option<&'t str>> {
+        Some(match key {
+            "servers" => &mut self.servers,
+            "chroot" => &mut self.chroot,
+            "lock" => &mut self.lock,
+            "family" => &mut self.family,
+            "host" => &mut self.host,
+            "boot" => &mut self.boot,
+            "pid" => &mut self.pid,
+            "since" => &mut self.since,
+            "dead" => &mut self.dead,
+            _ => return None,
+        })
+    }
+
+    fn entry(&self) -> Result<Entry, EntryError> {
+        let time = |text: &str| humantime::parse_rfc3339(text).ok();
+        Ok(Entry {
+            // A chroot is said once.
+            servers: value("servers", self.servers, |text| Servers::parse(text).ok().filter(|it| it.chroot.is_none()))?,
+            chroot: value("chroot", self.chroot, |text| AbsolutePath::parse(text).ok())?,
+            lock: value("lock", self.lock, |text| LockPath::parse(text).ok())?,
+            family: value("family", self.family, Family::parse)?,
+            host: value("host", self.host, |text| Some(text.to_owned()))?,
+            boot: value("boot", self.boot, |text| Some(text.to_owned()))?,
+            pid: value("pid", self.pid, |text| text.parse().ok())?,
+            since: value("since", self.since, time)?,
+            dead: self.dead.map(|text| value("dead", Some(text), time)).transpose()?,
+        })
+    }
+}
+
+fn value<T>(key: &'static str, text: Option<&str>, parse: impl FnOnce(&str) -> Option<T>) -> Result<T, EntryError> {
+    parse(text.ok_or(EntryError::Missing(key))?).ok_or(EntryError::Value(key))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "syncd-spawn-journal 1\nservers h1:2181,[::1]:2182\nchroot /devops\nlock /a b/c\n\
+                        family 503e61fadc8f492497db823b87e6\nhost some.host\nboot 0b5d2b4e-51bb-4b9b-8f0d-1b1d6f3c1c11\n\
+                        pid 4711\nsince 2018-07-25T17:09:52Z\n";
+
+    #[test]
+    fn what_was_written_is_read_again() {
+        let entry = Entry::parse(TEXT).unwrap();
+        assert_eq!(entry.to_string(), TEXT);
+        assert_eq!((entry.lock.to_string().as_str(), entry.pid, entry.dead), ("/a b/c", 4711, None));
+        let noon = humantime::parse_rfc3339("2018-07-26T12:00:00Z").unwrap();
+        let dead = Entry { dead: Some(noon), ..entry };
+        assert_eq!(dead.to_string(), format!("{TEXT}{}", Entry::dead_line(noon)));
+        assert_eq!(Entry::parse(&dead.to_string()), Ok(dead));
+    }
+
+    #[test]
+    fn what_is_not_known_or_not_whole_is_no_entry() {
+        let with = |line: &str| Entry::parse(&format!("{TEXT}{line}\n")).unwrap_err();
+        assert_eq!(with("colour red"), EntryError::Line("colour red".to_owned()));
+        assert_eq!(with("pid 4712"), EntryError::Line("pid 4712".to_owned()));
+        assert_eq!(with("dead"), EntryError::Line("dead".to_owned()));
+        assert_eq!(with("dead yesterday"), EntryError::Value("dead"));
+        for text in ["", "syncd-spawn-journal 1", "syncd-spawn-journal 2\nservers h1\n", "\n\n"] {
+            assert_eq!(Entry::parse(text), Err(EntryError::Version), "{text:?}");
+        }
+        for line in TEXT.lines().skip(1) {
+            let key = line.split(' ').next().unwrap();
+            let without = Entry::parse(&TEXT.replace(&format!("{line}\n"), "")).unwrap_err();
+            assert_eq!(without.to_string(), format!("its {key} is missing"));
+        }
+        for (from, to) in [
+            ("servers h1:2181", "servers "),
+            ("[::1]:2182", "h2/chroot"),
+            ("chroot /devops", "chroot devops"),
+            ("lock /a b/c", "lock /"),
+            ("family 503e61fadc8f492497db823b87e6", "family "),
+            ("family 503e61fadc8f492497db823b87e6", "family 503e61fadc8f492497db823b87e64"),
+            ("family 503e", "family 503E"),
+            ("pid 4711", "pid -1"),
+            ("since 2018", "since 20i8"),
+        ] {
+            assert!(matches!(Entry::parse(&TEXT.replace(from, to)), Err(EntryError::Value(_))), "{to}");
+        }
+        for end in 0..TEXT.len() {
+            assert!(Entry::parse(&TEXT[..end]).is_err() || end == TEXT.len() - 1, "{:?}", &TEXT[..end]);
+        }
+    }
+
+    #[test]
+    fn servers_are_the_same_where_both_name_one_of_them() {
+        let entry = Entry::parse(TEXT).unwrap();
+        let is_at =
+            |servers: &str, chroot: &str| entry.is_at(&Servers::parse(servers).unwrap(), &AbsolutePath::parse(chroot).unwrap());
+        assert!(is_at("h1", "/devops") && is_at("h3,[::1]:2182", "/devops"));
+        assert!(!is_at("h1:2182", "/devops") && !is_at("h2", "/devops") && !is_at("h1", "/"));
+    }
+}

@@ -1,0 +1,7 @@
+//! Directories and files of this host.
+
+mod dir;
+mod file_system;
+
+pub use self::dir::{Dir, Trouble, elsewhere, errno, kind};
+pub use self::file_system::check_file_system;
