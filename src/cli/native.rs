@@ -10,17 +10,17 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use super::{Answer, values};
 use crate::command::{
-    Action, Address, GroupChoice, HeirloomChoice, LifetimeChoice, Manner, OnLost, Request, Wait, WaitLimit, Wish,
+    Action, Address, GroupChoice, HeirloomChoice, LifetimeChoice, LimitOver, Manner, OnLost, Request, Voice, Wait, WaitLimit,
+    Wish,
 };
 use crate::exit::{self, SignalExit};
-use crate::lock::{AbsolutePath, Identifier, LockPath, Mode, NodePath, PathError};
+use crate::lock::{AbsolutePath, Identifier, LockPath, Mode, NodePath, PathError, Reports};
 use crate::report::Verbosity;
 use crate::store::Location;
 use crate::supervise::{Orphans, Target};
 
 /// So much of a value that is not usable is shown, in characters.
 const LONGEST_ECHO: usize = 60;
-const DEFAULT_CHROOT: &str = "/devops";
 
 /// The words of options, and what they stand for.
 const LOCK_TYPES: [(&str, Mode); 3] = [("lock", Mode::Lock), ("rlock", Mode::Read), ("wlock", Mode::Write)];
@@ -54,6 +54,9 @@ const USAGE: &str = "syncd-spawn [OPTIONS] [-n NODE] [-l lock|rlock|wlock] [--] 
 
 const AFTER_HELP: &str = "\
 The first word that is no option is the command; after it, or after --, nothing is ours.
+
+Called as lockpick or as syncd_spawn (its script), it takes that program's command line, defaults and environment, and answers
+as that one did.
 
 Examples:
   syncd-spawn -l wlock -- cmd args
@@ -457,10 +460,10 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, Answe
                 Some(lock) => lock,
                 None => values::lock_of_command(name).or_else(usage)?,
             };
-            Action::Spawn { wish: wish(lock, lock_type, identifier), words: native.command, manner }
+            Action::Spawn { wish: wish(lock, lock_type, identifier), words: native.command, variables: Vec::new(), manner }
         }
     };
-    Ok(Request { address, verbosity, release_timeout, action })
+    Ok(Request { address, verbosity, voice: Voice::Native, remark: None, release_timeout, action })
 }
 
 fn wait(waiting: &Waiting, given: Option<&str>) -> Result<Wait, Answer> {
@@ -475,12 +478,13 @@ fn wait(waiting: &Waiting, given: Option<&str>) -> Result<Wait, Answer> {
         (_, None, _) => WaitLimit::Never,
     };
     let limit = if limit == WaitLimit::Within(Duration::ZERO) { WaitLimit::Once } else { limit };
-    Ok(Wait { limit, tick: waiting.retry_sleep, conflict_status: waiting.conflict_exit_code })
+    let reports = Reports::Predecessor { every: waiting.retry_sleep };
+    Ok(Wait { limit, over: LimitOver::Everything, reports, conflict_status: waiting.conflict_exit_code })
 }
 
 /// `from_line`: whether an option was typed, and is no site's default.
 fn address(connection: Connection, from_line: impl Fn(&str) -> bool) -> Result<Address, Answer> {
-    let default = || AbsolutePath::parse(DEFAULT_CHROOT).expect("the default is well formed");
+    let default = || AbsolutePath::parse(values::DEFAULT_CHROOT).expect("the default is well formed");
     let address = match (connection.servers, connection.chroot) {
         (Location::Directory(root), chroot) => Address::Directory { root, chroot: chroot.unwrap_or_else(default) },
         (Location::ZooKeeper(mut servers), given) => {

@@ -5,6 +5,7 @@ mod lock;
 mod request;
 mod spawn;
 mod unlock;
+mod voice;
 
 use std::cell::Cell;
 use std::future::Future;
@@ -16,8 +17,10 @@ use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
 pub use self::request::{
-    Action, Address, GroupChoice, HeirloomChoice, LifetimeChoice, Manner, OnLost, Request, Wait, WaitLimit, Wish,
+    Action, Address, GroupChoice, HeirloomChoice, LifetimeChoice, LimitOver, Manner, OnLost, Request, Variable, Wait,
+    WaitLimit, Wish,
 };
+pub use self::voice::{Slash, Voice, could_not_lock};
 use crate::error::Error;
 use crate::exit;
 use crate::lock::{
@@ -35,6 +38,7 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(15);
 struct Context<'r> {
     verbosity: Verbosity,
     address: &'r Address,
+    voice: &'r Voice,
     signals: Signals,
 }
 
@@ -43,19 +47,31 @@ struct Context<'r> {
 /// # Cancellation
 /// Must not be dropped before it is ready: it is to leave nothing behind.
 pub async fn run(request: Request, signals: Signals) -> Result<exit::Result, Error> {
-    let Request { address, verbosity, release_timeout, action } = request;
-    let mut context = Context { verbosity, address: &address, signals };
-    let limit = match &action {
-        Action::Spawn { wish, .. } | Action::Lock(wish) => limit(wish.wait.limit),
-        Action::Unlock { wait, .. } | Action::List { wait, .. } => limit(wait.limit),
+    let Request { address, verbosity, voice, remark, release_timeout, action } = request;
+    if let Some(remark) = remark {
+        warn!("{remark}");
+    }
+    let mut context = Context { verbosity, address: &address, voice: &voice, signals };
+    let wait = match &action {
+        Action::Spawn { wish, .. } | Action::Lock(wish) => wish.wait,
+        Action::Unlock { wait, .. } | Action::List { wait, .. } => *wait,
     };
+    let mut limit = until(wait.limit);
     match address.clone() {
         Address::ZooKeeper { servers, chroot } => {
-            let connecting = ZooKeeper::connect(servers, chroot, limit, release_timeout);
+            let connecting = match wait.over {
+                LimitOver::Everything => limit,
+                LimitOver::Waiting => Limit::Never,
+            };
+            let connecting = ZooKeeper::connect(servers, chroot, connecting, release_timeout);
             let store = match context.unless_asked_to_end(connecting).await? {
-                Unless::Done(store) => store?,
+                Unless::Done(Ok(store)) => store,
+                Unless::Done(Err(error)) => return voice.not_acquired(error.into()),
                 Unless::AskedToEnd(signal) => return Ok(exit::Result::Interrupted(signal)),
             };
+            if let LimitOver::Waiting = wait.over {
+                limit = until(wait.limit);
+            }
             let result = Box::pin(act(&store, action, limit, &mut context)).await;
             store.close().await;
             result
@@ -66,14 +82,16 @@ pub async fn run(request: Request, signals: Signals) -> Result<exit::Result, Err
 
 async fn act<S: Store>(store: &S, action: Action, limit: Limit, context: &mut Context<'_>) -> Result<exit::Result, Error> {
     match action {
-        Action::Spawn { wish, words, manner } => spawn::spawn(store, &wish, &words, &manner, limit, context).await,
+        Action::Spawn { wish, words, variables, manner } => {
+            spawn::spawn(store, &wish, spawn::What { words, variables }, &manner, limit, context).await
+        }
         Action::Lock(wish) => lock::lock(store, &wish, limit, context).await,
         Action::Unlock { nodes, identifier, .. } => unlock::unlock(store, &nodes, identifier.as_ref(), limit, context).await,
         Action::List { lock, .. } => list::list(store, &lock, limit, context).await,
     }
 }
 
-fn limit(limit: WaitLimit) -> Limit {
+fn until(limit: WaitLimit) -> Limit {
     match limit {
         WaitLimit::Never => Limit::Never,
         WaitLimit::Once => Limit::Once(Instant::now() + LOOK_TIMEOUT),
@@ -150,32 +168,28 @@ impl Context<'_> {
     async fn acquire<S: Store>(&mut self, store: &S, wish: &Wish, lifetime: Lifetime, limit: Limit) -> Result<Acquired, Error> {
         let claim = Claim::new(wish.mode, lifetime, wish.identifier.clone());
         let around = held_around();
-        let address = self.address;
+        let (address, voice) = (self.address, self.voice);
         let asked: Cell<Option<io::Result<i32>>> = Cell::new(None);
         let mut stop = pin!(async { asked.set(Some(self.signals.asked_to_end().await)) });
         let patience = Patience::new(limit, stop.as_mut());
-        let mut tell = |happening: Happening<'_>| tell(address, &happening);
-        let acquired = acquire(store, &wish.lock, claim, &around, patience, wish.wait.tick, &mut tell).await;
+        let mut tell = |happening: Happening<'_>| tell(address, voice, &happening);
+        let acquired = acquire(store, &wish.lock, claim, &around, patience, wish.wait.reports, &mut tell).await;
         match (acquired, asked.take()) {
             (Ok(place), _) => Ok(Acquired::Ours(place)),
-            (Err(AcquireError::Stopped(_)), Some(Ok(signal))) => Ok(Acquired::Not(exit::Result::Interrupted(signal))),
+            (Err(AcquireError::Stopped(_)), Some(Ok(signal))) => {
+                voice.tell_signal(signal);
+                Ok(Acquired::Not(exit::Result::Interrupted(signal)))
+            }
             (Err(AcquireError::Stopped(_)), Some(Err(error))) => Err(Error::system("cannot read signals")(error)),
             (Err(error @ AcquireError::TimedOut { .. }), _) => {
-                report::error(&error, None);
+                voice.tell_timed_out(&error);
                 Ok(Acquired::Not(exit::Result::TimedOut { status: wish.wait.conflict_status }))
             }
             (Err(AcquireError::Store(error)), _) => {
                 say_what_is_left(self.address, &error);
-                Err(error.into())
+                voice.not_acquired(error.into()).map(Acquired::Not)
             }
-            (Err(error), _) => Err(error.into()),
-        }
-    }
-
-    /// A line for the person at the terminal, unless it was asked to be quiet.
-    fn say(&self, text: std::fmt::Arguments<'_>) {
-        if self.verbosity != Verbosity::Quiet {
-            report::line(text);
+            (Err(error), _) => voice.not_acquired(error.into()).map(Acquired::Not),
         }
     }
 }
@@ -188,7 +202,7 @@ fn held_around() -> Vec<NodeName> {
     held.split_ascii_whitespace().filter_map(NodeName::parse).collect()
 }
 
-fn tell(address: &Address, happening: &Happening<'_>) {
+fn tell(address: &Address, voice: &Voice, happening: &Happening<'_>) {
     match happening {
         Happening::Waiting { lock, predecessor, reading, ahead } => {
             let who = match reading {
@@ -201,6 +215,7 @@ fn tell(address: &Address, happening: &Happening<'_>) {
             };
             warn!("Waiting to acquire lock {lock}: behind {who}, {ahead} in front");
         }
+        Happening::Queued { lock, queue, readings } => voice.tell_queue(lock, queue, readings),
         Happening::Evicted { node } => warn!("{node} was removed while we waited: queueing again at the end"),
         Happening::NearlyUsedUp { node } => {
             warn!("{node}: the numbers of {} end at 2147483647; drain and delete the directory before", node.lock);
@@ -216,11 +231,12 @@ fn tell(address: &Address, happening: &Happening<'_>) {
 fn say_what_is_left(address: &Address, error: &StoreError) {
     match error {
         StoreError::NotRemoved { node, .. } => {
-            report::line(format_args!("hint: syncd-spawn {address} unlock {node}"));
+            report::line(format_args!("hint: {} {address} unlock {node}", report::by_hand()));
         }
         StoreError::Unsettled { prefix, .. } => {
             let lock = prefix.rsplit_once('/').map_or(prefix.as_str(), |(lock, _)| lock);
-            report::line(format_args!("hint: syncd-spawn {address} list {lock} shows whether there is one; unlock removes it"));
+            let name = report::by_hand();
+            report::line(format_args!("hint: {name} {address} list {lock} shows whether there is one; unlock removes it"));
         }
         StoreError::Unreachable { .. } | StoreError::Refused { .. } | StoreError::Unsuitable { .. } | StoreError::NoLock(_) => {
         }

@@ -4,8 +4,9 @@ use std::ffi::OsString;
 use std::fmt;
 use std::time::Duration;
 
+use super::Voice;
 use crate::exit::SignalExit;
-use crate::lock::{AbsolutePath, Identifier, LockPath, Mode, NodePath};
+use crate::lock::{AbsolutePath, Identifier, LockPath, Mode, NodePath, Reports};
 use crate::report::Verbosity;
 use crate::store::{Root, Servers};
 use crate::supervise::{Orphans, Target};
@@ -15,6 +16,9 @@ use crate::supervise::{Orphans, Target};
 pub struct Request {
     pub address: Address,
     pub verbosity: Verbosity,
+    pub voice: Voice,
+    /// A warning about what was typed.
+    pub remark: Option<String>,
     /// How long a release may take before it is given up.
     pub release_timeout: Duration,
     pub action: Action,
@@ -47,9 +51,12 @@ impl fmt::Display for Address {
     }
 }
 
+/// What the command gets in its environment.
+pub type Variable = (&'static str, OsString);
+
 #[derive(Debug)]
 pub enum Action {
-    Spawn { wish: Wish, words: Vec<OsString>, manner: Manner },
+    Spawn { wish: Wish, words: Vec<OsString>, variables: Vec<Variable>, manner: Manner },
     Lock(Wish),
     Unlock { nodes: Vec<NodePath>, identifier: Option<Identifier>, wait: Wait },
     List { lock: LockPath, wait: Wait },
@@ -114,9 +121,18 @@ pub struct Wish {
 #[derive(Clone, Copy, Debug)]
 pub struct Wait {
     pub limit: WaitLimit,
-    /// Between two lines that say who is in front.
-    pub tick: Duration,
+    pub over: LimitOver,
+    pub reports: Reports,
     pub conflict_status: u8,
+}
+
+/// What the limit is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LimitOver {
+    /// Connecting, and waiting for the lock.
+    Everything,
+    /// Waiting for the lock; a first connection may take its time before.
+    Waiting,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
