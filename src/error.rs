@@ -1,6 +1,7 @@
 //! One error over the halves' own.
 
 use std::io;
+use std::path::PathBuf;
 
 use crate::lock::{AcquireError, StoreError};
 use crate::supervise::SuperviseError;
@@ -18,6 +19,8 @@ pub enum Error {
     Supervise { command: String, error: SuperviseError },
     #[error("cannot write the node to standard output: {0}")]
     Output(io::Error),
+    #[error("cannot install {}: {error}", path.display())]
+    Install { path: PathBuf, error: io::Error },
     #[error("{what}: {error}")]
     System { what: &'static str, error: io::Error },
 }
@@ -41,6 +44,7 @@ impl Error {
             | Error::Usage(_)
             | Error::Supervise { .. }
             | Error::Output(_)
+            | Error::Install { .. }
             | Error::System { .. } => return None,
         };
         match store {

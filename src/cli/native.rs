@@ -1,6 +1,7 @@
 //! The grammar of `syncd-spawn` itself.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
@@ -10,8 +11,8 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use super::{Answer, values};
 use crate::command::{
-    Action, Address, GroupChoice, HeirloomChoice, LifetimeChoice, LimitOver, Manner, OnLost, Request, Voice, Wait, WaitLimit,
-    Wish,
+    Action, Address, GroupChoice, HeirloomChoice, LifetimeChoice, LimitOver, Links, Manner, OnLost, Request, Voice, Wait,
+    WaitLimit, Wish,
 };
 use crate::exit::{self, SignalExit};
 use crate::lock::{AbsolutePath, Identifier, LockPath, Mode, NodePath, PathError, Reports};
@@ -50,13 +51,14 @@ const SPAWN_ONLY: [(&str, &str); 12] = [
 const USAGE: &str = "syncd-spawn [OPTIONS] [-n NODE] [-l lock|rlock|wlock] [--] COMMAND [ARG]...
        syncd-spawn [OPTIONS] lock|rlock|wlock LOCK_PATH
        syncd-spawn [OPTIONS] unlock NODE...
-       syncd-spawn [OPTIONS] list LOCK_PATH";
+       syncd-spawn [OPTIONS] list LOCK_PATH
+       syncd-spawn install [--links] DIR";
 
 const AFTER_HELP: &str = "\
 The first word that is no option is the command; after it, or after --, nothing is ours.
 
 Called as lockpick or as syncd_spawn (its script), it takes that program's command line, defaults and environment, and answers
-as that one did.
+as that one did. install --links makes both names.
 
 Examples:
   syncd-spawn -l wlock -- cmd args
@@ -386,8 +388,20 @@ enum Sub {
         #[arg(value_parser = LockPath::parse)]
         lock_path: LockPath,
     },
+    /// Copy this program into a directory, whole or not at all
+    ///
+    /// What was there under its name is replaced. The paths that were made are printed.
+    #[allow(clippy::doc_markdown, reason = "it is read on a terminal")]
+    Install {
+        /// Make links to it under the old names, lockpick and syncd_spawn, too
+        #[arg(long)]
+        links: bool,
+        /// The directory, which must be there
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
     /// Kept for subcommands to come, so that no script breaks when they do
-    #[command(hide = true, name = "reap", aliases = ["install", "completions", "man"])]
+    #[command(hide = true, name = "reap", aliases = ["completions", "man"])]
     Reserved {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_parser = OsStringValueParser::new())]
         words: Vec<OsString>,
@@ -444,9 +458,12 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, Answe
         Some(Sub::Wlock { lock_path }) => Action::Lock(wish(lock_path, Mode::Write, identifier)),
         Some(Sub::Unlock { nodes }) => Action::Unlock { nodes, identifier, wait },
         Some(Sub::List { lock_path }) => Action::List { lock: lock_path, wait },
+        Some(Sub::Install { links, directory }) => {
+            Action::Install { directory, links: if links { Links::Make } else { Links::Omit } }
+        }
         Some(Sub::Reserved { words: _ }) => {
             return usage(
-                "reap, install, completions and man are kept for subcommands to come; to run a command of that name write -- \
+                "reap, completions and man are kept for subcommands to come; to run a command of that name write -- \
                  before it",
             );
         }

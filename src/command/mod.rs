@@ -1,5 +1,6 @@
 //! What was asked for, a file each.
 
+mod install;
 mod list;
 mod lock;
 mod request;
@@ -17,7 +18,7 @@ use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
 pub use self::request::{
-    Action, Address, GroupChoice, HeirloomChoice, LifetimeChoice, LimitOver, Manner, OnLost, Request, Variable, Wait,
+    Action, Address, GroupChoice, HeirloomChoice, LifetimeChoice, LimitOver, Links, Manner, OnLost, Request, Variable, Wait,
     WaitLimit, Wish,
 };
 pub use self::voice::{Slash, Voice, could_not_lock};
@@ -55,6 +56,7 @@ pub async fn run(request: Request, signals: Signals) -> Result<exit::Result, Err
     let wait = match &action {
         Action::Spawn { wish, .. } | Action::Lock(wish) => wish.wait,
         Action::Unlock { wait, .. } | Action::List { wait, .. } => *wait,
+        Action::Install { directory, links } => return install::install(directory, *links),
     };
     let mut limit = until(wait.limit);
     match address.clone() {
@@ -88,6 +90,7 @@ async fn act<S: Store>(store: &S, action: Action, limit: Limit, context: &mut Co
         Action::Lock(wish) => lock::lock(store, &wish, limit, context).await,
         Action::Unlock { nodes, identifier, .. } => unlock::unlock(store, &nodes, identifier.as_ref(), limit, context).await,
         Action::List { lock, .. } => list::list(store, &lock, limit, context).await,
+        Action::Install { .. } => unreachable!("it needs no store"),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Voice;
@@ -60,6 +61,14 @@ pub enum Action {
     Lock(Wish),
     Unlock { nodes: Vec<NodePath>, identifier: Option<Identifier>, wait: Wait },
     List { lock: LockPath, wait: Wait },
+    Install { directory: PathBuf, links: Links },
+}
+
+/// Whether the old names are installed too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Links {
+    Make,
+    Omit,
 }
 
 /// How a command is run.
