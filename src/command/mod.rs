@@ -169,6 +169,7 @@ impl Context<'_> {
 
     /// Enters the queue and waits, telling a person about it.
     async fn acquire<S: Store>(&mut self, store: &S, wish: &Wish, lifetime: Lifetime, limit: Limit) -> Result<Acquired, Error> {
+        self.voice.tell_trying(&wish.lock);
         let claim = Claim::new(wish.mode, lifetime, wish.identifier.clone());
         let around = held_around();
         let (address, voice) = (self.address, self.voice);

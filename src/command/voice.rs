@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt::Display;
 use std::os::unix::ffi::OsStrExt;
 
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::Context;
 use crate::error::Error;
@@ -71,6 +71,13 @@ impl Voice {
         match self {
             Voice::Lockpick { .. } => info!("Received signal {signal}, running handler"),
             Voice::Native | Voice::SyncdSpawn { .. } => {}
+        }
+    }
+
+    pub(super) fn tell_trying(&self, lock: &LockPath) {
+        match self {
+            Voice::Lockpick { .. } | Voice::SyncdSpawn { .. } => debug!("Trying to acquire lock on {}", self.path(lock)),
+            Voice::Native => {}
         }
     }
 
