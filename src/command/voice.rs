@@ -44,7 +44,7 @@ impl Voice {
         }
     }
 
-    /// A line of a list, to the byte where it was lockpick's: that of a terminal that is not to be played with is ours.
+    /// A line of a list. lockpick's has the identifier's bytes as they are; ours keeps to one line, whatever is in them.
     pub(super) fn contender(&self, contender: &Contender, node: &NodePath) -> Vec<u8> {
         let identifier = match self {
             Voice::Native => contender.identifier.to_string().into_bytes(),
