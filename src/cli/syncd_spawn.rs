@@ -236,5 +236,8 @@ mod tests {
         let typed = read("s".as_ref(), &words(&["-i", "9", "x"]), variable).ok().unwrap();
         assert_eq!((typed.servers, typed.chroot), ("ZK_SERVERS".into(), "ZKCHROOT".into()));
         assert_eq!((typed.retries, typed.sleep), ("9".into(), "5".into()));
+        let typed = reads(&["x"]).ok().unwrap();
+        assert_eq!((typed.servers, typed.chroot), ("localhost:2181".into(), "/devops".into()));
+        assert_eq!((typed.retries, typed.sleep), ("3".into(), "5".into()));
     }
 }

@@ -47,21 +47,13 @@ fn a_term_to_the_script_ended_its_shell_while_what_the_shell_ran_ran_on() {
 #[test]
 fn what_the_command_left_running_on_purpose_still_runs_on() {
     let old = Old::new();
-    let (mut reader, writer) = std::io::pipe().unwrap();
-    let mut command = old.script_command(&script("/x", &["sh -c 'read -r line' & echo $!"]));
-    command.stdin(std::process::Stdio::piped()).stdout(writer).stderr(std::process::Stdio::null());
-    // A daemon reads from a pipe that we hold.
-    let (lead, leash) = std::io::pipe().unwrap();
-    command.stdin(lead);
-    let mut child = command.spawn().unwrap();
-    drop(command);
-    assert!(child.wait().unwrap().success());
+    // The shell takes its standard input from what it starts in the background, not this one.
+    let mut run = old.start_script(&script("/x", &["exec 3<&0; sh -c 'read -r line <&3; echo over' & true"]));
+    run.says("\nUnlocked '/x/");
     assert_eq!(old.bench.queue("/x"), Vec::<String>::new());
-    drop(leash);
-    // It had our standard output, and ends now.
-    let mut said = String::new();
-    std::io::Read::read_to_string(&mut reader, &mut said).unwrap();
-    assert!(normalised(&said).ends_with("Unlocked '/x/UUID__lock__N'\n"), "{said}");
+    run.write(b"\n");
+    let ended = run.end().good();
+    assert!(normalised(ended.stdout()).ends_with("Unlocked '/x/UUID__lock__N'\nover\n"), "{ended:?}");
 }
 
 #[test]
