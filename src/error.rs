@@ -1,6 +1,7 @@
 //! One error over the halves' own.
 
 use std::io;
+use std::path::PathBuf;
 
 use crate::local::Trouble;
 use crate::lock::{AcquireError, StoreError};
@@ -21,6 +22,8 @@ pub enum Error {
     Journal(Trouble),
     #[error("cannot write the node to standard output: {0}")]
     Output(io::Error),
+    #[error("cannot install {}: {error}", path.display())]
+    Install { path: PathBuf, error: io::Error },
     #[error("{what}: {error}")]
     System { what: &'static str, error: io::Error },
 }
@@ -45,6 +48,7 @@ impl Error {
             | Error::Supervise { .. }
             | Error::Journal(_)
             | Error::Output(_)
+            | Error::Install { .. }
             | Error::System { .. } => return None,
         };
         match store {

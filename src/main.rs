@@ -1,5 +1,6 @@
 //! Parses, runs, prints the one error, and leaves; nothing else leaves the process.
 
+use std::ffi::OsString;
 use std::panic;
 use std::process;
 use std::thread;
@@ -8,30 +9,37 @@ use syncd_spawn::cli::{self, Answer};
 use syncd_spawn::command::{self, Request};
 use syncd_spawn::error::Error;
 use syncd_spawn::exit::{self, Leave};
-use syncd_spawn::report;
+use syncd_spawn::report::{self, Verbosity};
 use syncd_spawn::supervise::{Inherited, Signals, die_of};
 
 fn main() {
     // Before the first thread, and before anything that a signal could interrupt.
     let inherited = Inherited::take_over();
     quiet_panics_elsewhere();
-    let result = match cli::parse(std::env::args_os()) {
-        Ok(request) => {
-            report::start_log(request.verbosity);
-            run(request, inherited)
-        }
+    let words: Vec<_> = std::env::args_os().collect();
+    let dialect = cli::dialect(words.first().map(OsString::as_os_str));
+    report::speak(dialect);
+    let parsed = cli::parse(dialect, words);
+    report::start_log(parsed.as_ref().map_or(Verbosity::Verbose(0), |request| request.verbosity));
+    let result = match parsed {
+        Ok(request) => run(request, inherited),
         Err(Answer::Help(text)) => {
             // A reader that has seen enough is no failure.
-            _ = report::answer(&text);
+            _ = report::answer(text);
             Ok(exit::Result::Done)
         }
         Err(Answer::Usage(text)) => Err(Error::Usage(text)),
+        Err(Answer::Verbatim { stdout, stderr, result }) => {
+            report::verbatim(&stderr);
+            _ = report::answer(stdout);
+            Ok(result)
+        }
     };
     let result = result.unwrap_or_else(|error| {
         report::error(&error, error.hint().as_deref());
         exit::Result::Failed
     });
-    match result.leave() {
+    match result.leave(dialect) {
         Leave::With(status) => process::exit(status.into()),
         Leave::BySignal(signal) => {
             die_of(signal);

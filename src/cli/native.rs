@@ -1,6 +1,7 @@
 //! The grammar of `syncd-spawn` itself.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
@@ -10,18 +11,18 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use super::{Answer, values};
 use crate::command::{
-    Action, Address, GroupChoice, HeirloomChoice, LifetimeChoice, Manner, OnLost, Request, Wait, WaitLimit, Wish,
+    Action, Address, GroupChoice, HeirloomChoice, LifetimeChoice, LimitOver, Links, Manner, OnLost, Request, Voice, Wait,
+    WaitLimit, Wish,
 };
 use crate::exit::{self, SignalExit};
 use crate::journal::StateDir;
-use crate::lock::{AbsolutePath, Identifier, LockPath, Mode, NodePath, PathError};
+use crate::lock::{AbsolutePath, Identifier, LockPath, Mode, NodePath, PathError, Reports};
 use crate::report::Verbosity;
 use crate::store::Location;
 use crate::supervise::{Orphans, Target};
 
 /// So much of a value that is not usable is shown, in characters.
 const LONGEST_ECHO: usize = 60;
-const DEFAULT_CHROOT: &str = "/devops";
 
 /// The words of options, and what they stand for.
 const LOCK_TYPES: [(&str, Mode); 3] = [("lock", Mode::Lock), ("rlock", Mode::Read), ("wlock", Mode::Write)];
@@ -59,10 +60,14 @@ const USAGE: &str = "syncd-spawn [OPTIONS] [-n NODE] [-l lock|rlock|wlock] [--] 
        syncd-spawn [OPTIONS] lock|rlock|wlock LOCK_PATH
        syncd-spawn [OPTIONS] unlock NODE...
        syncd-spawn [OPTIONS] list LOCK_PATH
-       syncd-spawn [--state-dir DIR] reap";
+       syncd-spawn [--state-dir DIR] reap
+       syncd-spawn install [--links] DIR";
 
 const AFTER_HELP: &str = "\
 The first word that is no option is the command; after it, or after --, nothing is ours.
+
+Called as lockpick or as syncd_spawn (its script), it takes that program's command line, defaults and environment, and answers
+as that one did. install --links makes both names.
 
 Examples:
   syncd-spawn -l wlock -- cmd args
@@ -409,8 +414,20 @@ enum Sub {
     },
     /// Remove what dead runs of this host left, and print the nodes
     Reap,
+    /// Copy this program into a directory, whole or not at all
+    ///
+    /// What was there under its name is replaced. The paths that were made are printed.
+    #[allow(clippy::doc_markdown, reason = "it is read on a terminal")]
+    Install {
+        /// Make links to it under the old names, lockpick and syncd_spawn, too
+        #[arg(long)]
+        links: bool,
+        /// The directory, which must be there
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
     /// Kept for subcommands to come, so that no script breaks when they do
-    #[command(hide = true, name = "install", aliases = ["completions", "man"])]
+    #[command(hide = true, name = "completions", aliases = ["man"])]
     Reserved {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_parser = OsStringValueParser::new())]
         words: Vec<OsString>,
@@ -474,9 +491,12 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, Answe
         Some(Sub::Unlock { nodes }) => Action::Unlock { nodes, identifier, wait },
         Some(Sub::List { lock_path }) => Action::List { lock: lock_path, wait },
         Some(Sub::Reap) => Action::Reap { wait },
+        Some(Sub::Install { links, directory }) => {
+            Action::Install { directory, links: if links { Links::Make } else { Links::Omit } }
+        }
         Some(Sub::Reserved { words: _ }) => {
             return usage(
-                "install, completions and man are kept for subcommands to come; to run a command of that name write -- \
+                "completions and man are kept for subcommands to come; to run a command of that name write -- \
                  before it",
             );
         }
@@ -490,10 +510,10 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, Answe
                 Some(lock) => lock,
                 None => values::lock_of_command(name).or_else(usage)?,
             };
-            Action::Spawn { wish: wish(lock, lock_type, identifier), words: native.command, manner }
+            Action::Spawn { wish: wish(lock, lock_type, identifier), words: native.command, variables: Vec::new(), manner }
         }
     };
-    Ok(Request { address, state_dir, verbosity, release_timeout, action })
+    Ok(Request { address, state_dir, verbosity, voice: Voice::Native, remark: None, release_timeout, action })
 }
 
 fn wait(waiting: &Waiting, given: Option<&str>) -> Result<Wait, Answer> {
@@ -508,12 +528,13 @@ fn wait(waiting: &Waiting, given: Option<&str>) -> Result<Wait, Answer> {
         (_, None, _) => WaitLimit::Never,
     };
     let limit = if limit == WaitLimit::Within(Duration::ZERO) { WaitLimit::Once } else { limit };
-    Ok(Wait { limit, tick: waiting.retry_sleep, conflict_status: waiting.conflict_exit_code })
+    let reports = Reports::Predecessor { every: waiting.retry_sleep };
+    Ok(Wait { limit, over: LimitOver::Everything, reports, conflict_status: waiting.conflict_exit_code })
 }
 
 /// `from_line`: whether an option was typed, and is no site's default.
 fn address(connection: Connection, from_line: impl Fn(&str) -> bool) -> Result<Address, Answer> {
-    let default = || AbsolutePath::parse(DEFAULT_CHROOT).expect("the default is well formed");
+    let default = || AbsolutePath::parse(values::DEFAULT_CHROOT).expect("the default is well formed");
     let address = match (connection.servers, connection.chroot) {
         (Location::Directory(root), chroot) => Address::Directory { root, chroot: chroot.unwrap_or_else(default) },
         (Location::ZooKeeper(mut servers), given) => {

@@ -11,6 +11,8 @@ use nix::unistd::{Uid, User, gethostname};
 
 use crate::lock::{Identifier, LockPath};
 
+pub const DEFAULT_CHROOT: &str = "/devops";
+
 /// `90s`, `1m30s`, `500ms`, or a bare number of seconds.
 pub fn duration(text: &str) -> Result<Duration, String> {
     if text.starts_with(|first: char| first.is_ascii_digit() || first == '.')

@@ -1,6 +1,5 @@
 //! `list`: prints a queue in order.
 
-use std::fmt::Write;
 use std::io::ErrorKind;
 
 use tracing::warn;
@@ -24,22 +23,22 @@ pub async fn list<S: Store>(
     });
     let (queue, readings): (Queue, Vec<Reading>) = match looked.await? {
         Unless::Done(Ok(found)) => found,
-        Unless::Done(Err(error @ StoreError::NoLock(_))) => {
-            report::error(&error, None);
+        Unless::Done(Err(StoreError::NoLock(lock))) => {
+            context.voice.tell_no_such_lock(&lock);
             return Ok(exit::Result::No);
         }
         Unless::Done(Err(error)) => return Err(error.into()),
         Unless::AskedToEnd(signal) => return Ok(exit::Result::Interrupted(signal)),
     };
-    let mut lines = String::new();
+    let mut lines = Vec::new();
     for (name, reading) in queue.contenders().iter().zip(readings) {
         let node = lock.node(name);
-        _ = match reading {
-            Reading::There(contender) => writeln!(lines, "'{}' {node}", contender.identifier),
+        match reading {
+            Reading::There(contender) => lines.extend(context.voice.contender(&contender, &node)),
             // Gone between the two looks.
-            Reading::Missing => Ok(()),
-            Reading::Forbidden => writeln!(lines, "(no permission) {node}"),
-        };
+            Reading::Missing => {}
+            Reading::Forbidden => lines.extend(format!("(no permission) {}\n", context.voice.path(&node)).into_bytes()),
+        }
     }
     for stranger in queue.strangers() {
         warn!("{lock}/{stranger} is no contender: nobody waits for it");

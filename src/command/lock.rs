@@ -18,11 +18,12 @@ pub async fn lock<S: Store>(store: &S, wish: &Wish, limit: Limit, context: &mut 
         Acquired::Not(result) => return Ok(result),
     };
     let node = wish.lock.node(&place.name);
+    context.voice.tell_acquired(&wish.lock, &node);
     let result = match context.unless_asked_to_end(report::answerable()).await {
         Ok(Unless::AskedToEnd(signal)) => Ok(exit::Result::Interrupted(signal)),
         Err(error) => Err(error),
         Ok(Unless::Done(())) if stdout_was_closed() => Err(Error::Output(io::Error::from_raw_os_error(libc::EBADF))),
-        Ok(Unless::Done(())) => match report::answer(&format!("{node}\n")) {
+        Ok(Unless::Done(())) => match report::answer(format!("{}\n", context.voice.path(&node))) {
             Ok(()) => {
                 // It is somebody else's now, and outlives us on purpose.
                 if let Some(Err(trouble)) = context.record.take().map(Record::strike_for_good) {

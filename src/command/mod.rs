@@ -1,5 +1,6 @@
 //! What was asked for, a file each.
 
+mod install;
 mod list;
 mod lock;
 mod reap;
@@ -7,6 +8,7 @@ mod record;
 mod request;
 mod spawn;
 mod unlock;
+mod voice;
 
 use std::cell::Cell;
 use std::future::Future;
@@ -21,8 +23,10 @@ use tracing::{info, warn};
 use self::reap::Reaper;
 use self::record::{Recording, strike};
 pub use self::request::{
-    Action, Address, GroupChoice, HeirloomChoice, LifetimeChoice, Manner, OnLost, Request, Wait, WaitLimit, Wish,
+    Action, Address, GroupChoice, HeirloomChoice, LifetimeChoice, LimitOver, Links, Manner, OnLost, Request, Variable, Wait,
+    WaitLimit, Wish,
 };
+pub use self::voice::{Slash, Voice, could_not_lock};
 use crate::error::Error;
 use crate::exit;
 use crate::journal::{Entry, Family, Record, StateDir};
@@ -42,6 +46,7 @@ struct Context<'r> {
     verbosity: Verbosity,
     address: &'r Address,
     state_dir: &'r StateDir,
+    voice: &'r Voice,
     signals: Signals,
     /// What a call that contends will stand in the queue as.
     claim: Option<Claim>,
@@ -56,22 +61,42 @@ struct Context<'r> {
 /// # Cancellation
 /// Must not be dropped before it is ready: it is to leave nothing behind.
 pub async fn run(request: Request, signals: Signals) -> Result<exit::Result, Error> {
-    let Request { address, state_dir, verbosity, release_timeout, action } = request;
-    let (claim, record, is_something_left) = (action.claim(), None, false);
-    let mut context =
-        Context { verbosity, address: &address, state_dir: &state_dir, signals, claim, record, is_something_left };
-    let limit = match &action {
-        Action::Spawn { wish, .. } | Action::Lock(wish) => limit(wish.wait.limit),
-        Action::Unlock { wait, .. } | Action::List { wait, .. } => limit(wait.limit),
-        Action::Reap { wait } => return reap::reap(&state_dir, wait.limit, release_timeout, &mut context).await,
+    let Request { address, state_dir, verbosity, voice, remark, release_timeout, action } = request;
+    if let Some(remark) = remark {
+        warn!("{remark}");
+    }
+    let mut context = Context {
+        verbosity,
+        address: &address,
+        state_dir: &state_dir,
+        voice: &voice,
+        signals,
+        claim: action.claim(),
+        record: None,
+        is_something_left: false,
     };
+    let wait = match &action {
+        Action::Spawn { wish, .. } | Action::Lock(wish) => wish.wait,
+        Action::Unlock { wait, .. } | Action::List { wait, .. } => *wait,
+        Action::Reap { wait } => return reap::reap(&state_dir, wait.limit, release_timeout, &mut context).await,
+        Action::Install { directory, links } => return install::install(directory, *links),
+    };
+    let mut limit = until(wait.limit);
     match address.clone() {
         Address::ZooKeeper { servers, chroot } => {
-            let connecting = ZooKeeper::connect(servers, chroot, limit, release_timeout);
-            let store = match context.connect(connecting, &action, limit).await? {
-                Unless::Done(store) => store,
-                Unless::AskedToEnd(signal) => return Ok(exit::Result::Interrupted(signal)),
+            let connecting = match wait.over {
+                LimitOver::Everything => limit,
+                LimitOver::Waiting => Limit::Never,
             };
+            let opening = ZooKeeper::connect(servers, chroot, connecting, release_timeout);
+            let store = match context.connect(opening, &action, connecting).await {
+                Ok(Unless::Done(store)) => store,
+                Err(error) => return voice.not_acquired(error),
+                Ok(Unless::AskedToEnd(signal)) => return Ok(exit::Result::Interrupted(signal)),
+            };
+            if let LimitOver::Waiting = wait.over {
+                limit = until(wait.limit);
+            }
             let result = Box::pin(act(&store, action, limit, &mut context)).await;
             store.close().await;
             result
@@ -82,15 +107,17 @@ pub async fn run(request: Request, signals: Signals) -> Result<exit::Result, Err
 
 async fn act<S: Store>(store: &S, action: Action, limit: Limit, context: &mut Context<'_>) -> Result<exit::Result, Error> {
     match action {
-        Action::Spawn { wish, words, manner } => spawn::spawn(store, &wish, &words, &manner, limit, context).await,
+        Action::Spawn { wish, words, variables, manner } => {
+            spawn::spawn(store, &wish, spawn::What { words, variables }, &manner, limit, context).await
+        }
         Action::Lock(wish) => lock::lock(store, &wish, limit, context).await,
         Action::Unlock { nodes, identifier, .. } => unlock::unlock(store, &nodes, identifier.as_ref(), limit, context).await,
         Action::List { lock, .. } => list::list(store, &lock, limit, context).await,
-        Action::Reap { .. } => unreachable!("it goes where its entries say"),
+        Action::Reap { .. } | Action::Install { .. } => unreachable!("it needs no store of its own"),
     }
 }
 
-fn limit(limit: WaitLimit) -> Limit {
+fn until(limit: WaitLimit) -> Limit {
     match limit {
         WaitLimit::Never => Limit::Never,
         WaitLimit::Once => Limit::Once(Instant::now() + LOOK_TIMEOUT),
@@ -214,6 +241,7 @@ impl Context<'_> {
 
     /// Enters the queue and waits, telling a person about it.
     async fn acquire<S: Store>(&mut self, store: &S, wish: &Wish, limit: Limit) -> Result<Acquired, Error> {
+        self.voice.tell_trying(&wish.lock);
         let acquired = self.contend(store, wish, limit).await;
         match acquired {
             Ok(Acquired::Ours(_)) => {}
@@ -235,16 +263,16 @@ impl Context<'_> {
             }
         }
         let around = held_around();
-        let address = self.address;
+        let (address, voice) = (self.address, self.voice);
         let asked: Cell<Option<io::Result<i32>>> = Cell::new(None);
         let mut stop = pin!(async { asked.set(Some(self.signals.asked_to_end().await)) });
         let patience = Patience::new(limit, stop.as_mut());
         let is_something_left = &mut self.is_something_left;
         let mut tell = |happening: Happening<'_>| {
             *is_something_left |= matches!(happening, Happening::LeftBehind { .. });
-            tell(address, &happening);
+            tell(address, voice, &happening);
         };
-        let acquiring = acquire(store, &wish.lock, claim, &around, patience, wish.wait.tick, &mut tell);
+        let acquiring = acquire(store, &wish.lock, claim, &around, patience, wish.wait.reports, &mut tell);
         let is_removing = reaper.as_ref().map(Reaper::removing).unwrap_or_default();
         let mut reaping = pin!(async {
             match &mut reaper {
@@ -263,24 +291,20 @@ impl Context<'_> {
         }
         match (acquired, asked.take()) {
             (Ok(place), _) => Ok(Acquired::Ours(place)),
-            (Err(AcquireError::Stopped(_)), Some(Ok(signal))) => Ok(Acquired::Not(exit::Result::Interrupted(signal))),
+            (Err(AcquireError::Stopped(_)), Some(Ok(signal))) => {
+                voice.tell_signal(signal);
+                Ok(Acquired::Not(exit::Result::Interrupted(signal)))
+            }
             (Err(AcquireError::Stopped(_)), Some(Err(error))) => Err(Error::system("cannot read signals")(error)),
             (Err(error @ AcquireError::TimedOut { .. }), _) => {
-                report::error(&error, None);
+                voice.tell_timed_out(&error);
                 Ok(Acquired::Not(exit::Result::TimedOut { status: wish.wait.conflict_status }))
             }
             (Err(AcquireError::Store(error)), _) => {
                 say_what_is_left(self.address, &error);
-                Err(error.into())
+                voice.not_acquired(error.into()).map(Acquired::Not)
             }
-            (Err(error), _) => Err(error.into()),
-        }
-    }
-
-    /// A line for the person at the terminal, unless it was asked to be quiet.
-    fn say(&self, text: std::fmt::Arguments<'_>) {
-        if self.verbosity != Verbosity::Quiet {
-            report::line(text);
+            (Err(error), _) => voice.not_acquired(error.into()).map(Acquired::Not),
         }
     }
 }
@@ -293,7 +317,7 @@ fn held_around() -> Vec<NodeName> {
     held.split_ascii_whitespace().filter_map(NodeName::parse).collect()
 }
 
-fn tell(address: &Address, happening: &Happening<'_>) {
+fn tell(address: &Address, voice: &Voice, happening: &Happening<'_>) {
     match happening {
         Happening::Waiting { lock, predecessor, reading, ahead } => {
             let who = match reading {
@@ -306,6 +330,7 @@ fn tell(address: &Address, happening: &Happening<'_>) {
             };
             warn!("Waiting to acquire lock {lock}: behind {who}, {ahead} in front");
         }
+        Happening::Queued { lock, queue, readings } => voice.tell_queue(lock, queue, readings),
         Happening::Evicted { node, lifetime: Lifetime::Spawned | Lifetime::Explicit } => {
             warn!("{node} was removed while we waited: queueing again at the end");
         }
@@ -326,11 +351,12 @@ fn tell(address: &Address, happening: &Happening<'_>) {
 fn say_what_is_left(address: &Address, error: &StoreError) {
     match error {
         StoreError::NotRemoved { node, .. } => {
-            report::line(format_args!("hint: syncd-spawn {address} unlock {node}"));
+            report::line(format_args!("hint: {} {address} unlock {node}", report::by_hand()));
         }
         StoreError::Unsettled { prefix, .. } => {
             let lock = prefix.rsplit_once('/').map_or(prefix.as_str(), |(lock, _)| lock);
-            report::line(format_args!("hint: syncd-spawn {address} list {lock} shows whether there is one; unlock removes it"));
+            let name = report::by_hand();
+            report::line(format_args!("hint: {name} {address} list {lock} shows whether there is one; unlock removes it"));
         }
         StoreError::Unreachable { .. }
         | StoreError::Refused { .. }

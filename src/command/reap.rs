@@ -79,7 +79,7 @@ pub async fn reap(
             Unless::AskedToEnd(signal) => return Ok(exit::Result::Interrupted(signal)),
         };
         let nodes: Vec<String> = removed.iter().map(NodePath::to_string).chain([String::new()]).collect();
-        match report::answer(&nodes.join("\n")) {
+        match report::answer(nodes.join("\n")) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(exit::Result::Interrupted(libc::SIGPIPE)),
             Err(error) => return Err(Error::System { what: "cannot write to standard output what was removed", error }),

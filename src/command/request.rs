@@ -2,11 +2,13 @@
 
 use std::ffi::OsString;
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
+use super::Voice;
 use crate::exit::SignalExit;
 use crate::journal::StateDir;
-use crate::lock::{AbsolutePath, Claim, Identifier, Lifetime, LockPath, Mode, NodePath};
+use crate::lock::{AbsolutePath, Claim, Identifier, Lifetime, LockPath, Mode, NodePath, Reports};
 use crate::report::Verbosity;
 use crate::store::{Root, Servers};
 use crate::supervise::{Orphans, Target};
@@ -17,6 +19,9 @@ pub struct Request {
     pub address: Address,
     pub state_dir: StateDir,
     pub verbosity: Verbosity,
+    pub voice: Voice,
+    /// A warning about what was typed.
+    pub remark: Option<String>,
     /// How long a release may take before it is given up.
     pub release_timeout: Duration,
     pub action: Action,
@@ -49,13 +54,17 @@ impl fmt::Display for Address {
     }
 }
 
+/// What the command gets in its environment.
+pub type Variable = (&'static str, OsString);
+
 #[derive(Debug)]
 pub enum Action {
-    Spawn { wish: Wish, words: Vec<OsString>, manner: Manner },
+    Spawn { wish: Wish, words: Vec<OsString>, variables: Vec<Variable>, manner: Manner },
     Lock(Wish),
     Unlock { nodes: Vec<NodePath>, identifier: Option<Identifier>, wait: Wait },
     List { lock: LockPath, wait: Wait },
     Reap { wait: Wait },
+    Install { directory: PathBuf, links: Links },
 }
 
 impl Action {
@@ -65,7 +74,7 @@ impl Action {
         match self {
             Action::Spawn { wish, manner, .. } => Some(claim(wish, manner.lifetime())),
             Action::Lock(wish) => Some(claim(wish, Lifetime::Explicit)),
-            Action::Unlock { .. } | Action::List { .. } | Action::Reap { .. } => None,
+            Action::Unlock { .. } | Action::List { .. } | Action::Reap { .. } | Action::Install { .. } => None,
         }
     }
 
@@ -73,9 +82,16 @@ impl Action {
     pub fn lock(&self) -> Option<&LockPath> {
         match self {
             Action::Spawn { wish, .. } | Action::Lock(wish) => Some(&wish.lock),
-            Action::Unlock { .. } | Action::List { .. } | Action::Reap { .. } => None,
+            Action::Unlock { .. } | Action::List { .. } | Action::Reap { .. } | Action::Install { .. } => None,
         }
     }
+}
+
+/// Whether the old names are installed too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Links {
+    Make,
+    Omit,
 }
 
 /// How a command is run.
@@ -137,9 +153,18 @@ pub struct Wish {
 #[derive(Clone, Copy, Debug)]
 pub struct Wait {
     pub limit: WaitLimit,
-    /// Between two lines that say who is in front.
-    pub tick: Duration,
+    pub over: LimitOver,
+    pub reports: Reports,
     pub conflict_status: u8,
+}
+
+/// What the limit is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LimitOver {
+    /// Connecting, and waiting for the lock.
+    Everything,
+    /// Waiting for the lock; a first connection may take its time before.
+    Waiting,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

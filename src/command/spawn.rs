@@ -9,7 +9,9 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
-use super::{Acquired, Context, GroupChoice, HELD, HeirloomChoice, LifetimeChoice, Manner, OnLost, Wish, say_what_is_left};
+use super::{
+    Acquired, Context, GroupChoice, HELD, HeirloomChoice, LifetimeChoice, Manner, OnLost, Variable, Wish, say_what_is_left,
+};
 use crate::error::Error;
 use crate::exit;
 use crate::journal::Record;
@@ -21,24 +23,32 @@ use crate::supervise::{Cause, Ending, Group, Outcome, Permission, Program, Rules
 /// a process in the middle of a system call ends when that is done.
 const TO_KILL: Duration = Duration::from_secs(1);
 
+/// What is run.
+pub struct What {
+    pub words: Vec<OsString>,
+    /// What it gets in its environment besides what tells of the lock.
+    pub variables: Vec<Variable>,
+}
+
 pub async fn spawn<S: Store>(
     store: &S,
     wish: &Wish,
-    words: &[OsString],
+    what: What,
     manner: &Manner,
     limit: Limit,
     context: &mut Context<'_>,
 ) -> Result<exit::Result, Error> {
+    let What { words, mut variables } = what;
     let place = match context.acquire(store, wish, limit).await? {
         Acquired::Ours(place) => place,
         Acquired::Not(result) => return Ok(result),
     };
     let node = wish.lock.node(&place.name);
-    context.say(format_args!("Got lock on {}", wish.lock));
-    context.say(format_args!("Running your command {}", readable(words)));
+    context.tell_running(&wish.lock, &readable(&words));
     let (permit, permission) = watch::channel(Permission::Given);
     let watching = watch_over(store, &node, manner, &permit);
-    let program = Program::new(words, &variables(wish, &node, &place)).map_err(SuperviseError::Exec);
+    variables.extend(about(wish, &node, &place));
+    let program = Program::new(&words, &variables).map_err(SuperviseError::Exec);
     let of_store = store.heirloom(&place.name);
     // There is one of them at the most: where the store cannot tell who lives, the journal can.
     let heirloom = of_store.as_ref().map(|file| file.as_fd()).or_else(|| context.record.as_ref().map(Record::as_fd));
@@ -61,7 +71,7 @@ pub async fn spawn<S: Store>(
     }
     match ran {
         Ok(outcome) => {
-            tell_how_it_ended(words, outcome);
+            tell_how_it_ended(&words, outcome);
             Ok(exit::Result::Ran { outcome, is_released, signal_exit: manner.signal_exit })
         }
         Err(error) => {
@@ -166,21 +176,28 @@ fn tell_what_was_left(
     context: &Context<'_>,
 ) -> bool {
     match left {
-        Ok(Removal::Removed) => context.say(format_args!("Unlocked '{node}'")),
-        Ok(Removal::Missing | Removal::Changed) if is_revoked(ran) => debug!("{node} is gone, as we knew"),
-        Ok(Removal::Missing | Removal::Changed) => warn!("{node} was gone before it was released"),
+        Ok(Removal::Removed) => context.tell_unlocked(node),
         Ok(Removal::LeftToSession) if is_revoked(ran) => debug!("{node} goes with its session"),
         Ok(Removal::LeftToSession) => warn!("the servers cannot be reached: {node} goes with our session, when that expires"),
+        Ok(Removal::Missing | Removal::Changed) => {
+            if is_revoked(ran) {
+                debug!("{node} is gone, as we knew");
+            } else {
+                warn!("{node} was gone before it was released");
+            }
+            context.tell_not_unlocked(node);
+        }
         Err(error) => {
             report::error(&error, None);
             say_what_is_left(context.address, &error);
+            context.tell_not_unlocked(node);
             return false;
         }
     }
     true
 }
 
-fn variables(wish: &Wish, node: &NodePath, place: &Place) -> [(&'static str, OsString); 5] {
+fn about(wish: &Wish, node: &NodePath, place: &Place) -> [Variable; 5] {
     let mut held = std::env::var_os(HELD).unwrap_or_default();
     if !held.is_empty() {
         held.push(" ");

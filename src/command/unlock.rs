@@ -22,7 +22,7 @@ pub async fn unlock<S: Store>(
         };
         let expected = match (reading, identifier) {
             (Some(Reading::There(contender)), Some(identifier)) if contender.identifier != *identifier => {
-                report::error(&format_args!("{node} belongs to '{}'", contender.identifier), None);
+                context.voice.tell_not_yours(node, &contender.identifier);
                 result = exit::Result::No;
                 continue;
             }
@@ -35,7 +35,7 @@ pub async fn unlock<S: Store>(
             // Who may delete a node need not be allowed to read it.
             (Some(Reading::Forbidden), None) => Expected::Anything,
             (Some(Reading::Missing) | None, _) => {
-                report::error(&format_args!("no such lock: {node}"), None);
+                context.voice.tell_no_such_lock(node);
                 result = exit::Result::No;
                 continue;
             }
@@ -50,7 +50,7 @@ pub async fn unlock<S: Store>(
         match left {
             Ok(Removal::Removed | Removal::LeftToSession) => {}
             Ok(Removal::Missing) => {
-                report::error(&format_args!("no such lock: {node}"), None);
+                context.voice.tell_no_such_lock(node);
                 result = exit::Result::No;
             }
             Ok(Removal::Changed) => {

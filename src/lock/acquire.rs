@@ -68,11 +68,22 @@ impl<'s> Patience<'s> {
     }
 }
 
+/// What is told of the queue while we wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reports {
+    /// Who is in front: at once, when it changes, and then at this interval.
+    Predecessor { every: Duration },
+    /// Everybody, at this interval.
+    Queue { every: Duration },
+}
+
 /// What a person may want to read while we wait.
 #[derive(Debug)]
 pub enum Happening<'a> {
-    /// We are behind somebody; said at once, when it changes, and then at every interval.
+    /// We are behind somebody.
     Waiting { lock: &'a LockPath, predecessor: &'a NodeName, reading: &'a Reading, ahead: usize },
+    /// We wait, and this is the queue.
+    Queued { lock: &'a LockPath, queue: &'a Queue, readings: &'a [Reading] },
     /// Our node is gone while we waited: somebody removed it, or the session that it was bound to has expired. We queue again at
     /// the end.
     Evicted { node: NodePath, lifetime: Lifetime },
@@ -100,8 +111,8 @@ pub enum AcquireError {
 
 /// Enters the queue of `lock` and waits until it is our turn.
 ///
-/// `around` are the nodes that the runs around this one hold: waiting for one of those would never end. `tick` is the time
-/// between two reports of the same predecessor. After an error nothing of ours is in the queue, or `observer` was told so.
+/// `around` are the nodes that the runs around this one hold: waiting for one of those would never end. After an error nothing
+/// of ours is in the queue, or `observer` was told so.
 ///
 /// # Cancellation
 /// Must not be dropped before it is ready: `patience` says when to stop.
@@ -111,7 +122,7 @@ pub async fn acquire<S: Store>(
     mut claim: Claim,
     around: &[NodeName],
     mut patience: Patience<'_>,
-    tick: Duration,
+    reports: Reports,
     observer: &mut dyn FnMut(Happening<'_>),
 ) -> Result<Place, AcquireError> {
     loop {
@@ -128,7 +139,7 @@ pub async fn acquire<S: Store>(
         if place.name.sequence().is_nearly_used_up() {
             observer(Happening::NearlyUsedUp { node: lock.node(&place.name) });
         }
-        match wait(store, lock, &place, around, &mut patience, tick, observer).await {
+        match wait(store, lock, &place, around, &mut patience, reports, observer).await {
             Ok(Turn::Ours) => return Ok(place),
             Ok(Turn::Evicted) => {
                 // Should the listing have been a stale one, nothing is left behind.
@@ -159,11 +170,12 @@ async fn wait<S: Store>(
     place: &Place,
     around: &[NodeName],
     patience: &mut Patience<'_>,
-    tick: Duration,
+    reports: Reports,
     observer: &mut dyn FnMut(Happening<'_>),
 ) -> Result<Turn, AcquireError> {
     let me = &place.name;
-    let mut ticks = interval_at(Instant::now() + tick, tick);
+    let (Reports::Predecessor { every } | Reports::Queue { every }) = reports;
+    let mut ticks = interval_at(Instant::now() + every, every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let queue = tokio::select! {
@@ -192,22 +204,39 @@ async fn wait<S: Store>(
         let ahead = queue.ahead_of(me).count();
         let report = async {
             loop {
-                match store.read(lock, &[predecessor.clone(), me.clone()]).await?.as_slice() {
-                    // Somebody removed ours: the next look will show it.
-                    [_, Reading::Missing] => return Ok::<(), StoreError>(()),
-                    [reading, ..] => observer(Happening::Waiting { lock, predecessor, reading, ahead }),
-                    [] => {}
+                match reports {
+                    Reports::Predecessor { .. } => {
+                        match store.read(lock, &[predecessor.clone(), me.clone()]).await?.as_slice() {
+                            // Somebody removed ours: the next look will show it.
+                            [_, Reading::Missing] => return Ok::<(), StoreError>(()),
+                            [reading, ..] => observer(Happening::Waiting { lock, predecessor, reading, ahead }),
+                            [] => {}
+                        }
+                        ticks.tick().await;
+                    }
+                    Reports::Queue { .. } => {
+                        ticks.tick().await;
+                        let queue = match store.contenders(lock).await {
+                            Ok(queue) if queue.standing(me) != Standing::Gone => queue,
+                            Ok(_) | Err(StoreError::NoLock(_)) => return Ok(()),
+                            Err(error) => return Err(error),
+                        };
+                        let readings = store.read(lock, queue.contenders()).await?;
+                        observer(Happening::Queued { lock, queue: &queue, readings: &readings });
+                    }
                 }
-                ticks.tick().await;
             }
         };
         tokio::select! {
             biased;
             gone = store.gone(lock, predecessor) => gone?,
-            seen = report => seen?,
+            // Before a report that would come at the same moment.
             end = patience.over() => return Err(over(end, lock, Some(predecessor))),
+            seen = report => seen?,
         }
-        ticks.reset();
+        if let Reports::Predecessor { .. } = reports {
+            ticks.reset();
+        }
     }
 }
 

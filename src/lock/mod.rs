@@ -7,7 +7,7 @@ mod path;
 mod queue;
 mod store;
 
-pub use acquire::{AcquireError, Happening, Limit, Patience, acquire};
+pub use acquire::{AcquireError, Happening, Limit, Patience, Reports, acquire};
 pub use contender::{Claim, Contender, FencingToken, Identifier, Kind, Lifetime, Mode, NodeName, Place, Sequence};
 pub use hold::hold;
 pub use path::{AbsolutePath, LockPath, NodePath, PathError};

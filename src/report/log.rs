@@ -8,7 +8,7 @@ use tracing::span::{Attributes, Id, Record};
 use tracing::subscriber::set_global_default;
 use tracing::{Event, Level, Metadata, Subscriber};
 
-use super::line;
+use super::{dialect, line};
 
 /// How much is said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +61,7 @@ impl Subscriber for Log {
         event.record(&mut text);
         let now = Local::now();
         let (date, millis) = (now.format("%Y-%m-%d %H:%M:%S"), now.timestamp_subsec_millis().min(999));
-        line(format_args!("[{date},{millis:03}] {level} syncd-spawn: {}", text.0));
+        line(format_args!("[{date},{millis:03}] {level} {}: {}", dialect().name(), text.0));
     }
 
     // Spans are the client library's; nothing of them is shown.

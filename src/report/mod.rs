@@ -5,6 +5,7 @@ mod log;
 use std::fmt::Display;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -14,10 +15,48 @@ use tokio::time::sleep;
 
 pub use self::log::{Verbosity, start_log};
 
+/// The program that we are taken for: whose words we use, and whose numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dialect {
+    Native,
+    /// lockpick.
+    Lockpick,
+    /// lockpick's script.
+    SyncdSpawn,
+}
+
+impl Dialect {
+    /// The name in log lines, and of the program that does things by hand. The script called lockpick for both.
+    fn name(self) -> &'static str {
+        match self {
+            Dialect::Native => "syncd-spawn",
+            Dialect::Lockpick | Dialect::SyncdSpawn => "lockpick",
+        }
+    }
+}
+
+static DIALECT: OnceLock<Dialect> = OnceLock::new();
+
+/// Speaks like this from here on; the first one stays.
+pub fn speak(dialect: Dialect) {
+    _ = DIALECT.set(dialect);
+}
+
+/// The program by which something is done by hand: where an old name is used there need not be another.
+pub fn by_hand() -> &'static str {
+    dialect().name()
+}
+
+fn dialect() -> Dialect {
+    DIALECT.get().copied().unwrap_or(Dialect::Native)
+}
+
 /// What a pipe takes whole, once it takes anything.
 const LONGEST_LINE: usize = libc::PIPE_BUF;
 /// How long a line waits for a reader, in milliseconds. Signals are not looked at meanwhile.
-const PATIENCE: u8 = 50;
+const PATIENCE: u16 = 50;
+/// The same for a remark, which somebody may rely on.
+const REMARK_PATIENCE: u16 = 5000;
 
 /// Writes a line to standard error. It is lost where nobody reads: who waits for a reader keeps the whole queue waiting.
 pub fn line(text: impl Display) {
@@ -34,22 +73,33 @@ pub fn line(text: impl Display) {
 }
 
 /// Whether a line could be written without waiting for anybody any longer.
-fn is_writable(fd: BorrowedFd<'_>, patience: u8) -> bool {
+fn is_writable(fd: BorrowedFd<'_>, patience: u16) -> bool {
     let mut fds = [PollFd::new(fd, PollFlags::POLLOUT)];
     !matches!(poll(&mut fds, PollTimeout::from(patience)), Ok(0))
 }
 
 /// The one error of a run, and what can be done about it.
 pub fn error(error: &impl Display, hint: Option<&str>) {
-    let hint = hint.map(|hint| format!("\nhint: {hint}")).unwrap_or_default();
-    line(format_args!("syncd-spawn: {error}{hint}"));
+    match dialect() {
+        Dialect::Native => {
+            let hint = hint.map(|hint| format!("\nhint: {hint}")).unwrap_or_default();
+            line(format_args!("syncd-spawn: {error}{hint}"));
+        }
+        // All that lockpick says is lines of a log; hints are about options that it has not.
+        Dialect::Lockpick | Dialect::SyncdSpawn => tracing::error!("{error}"),
+    }
+}
+
+/// Standard error as it is, where an old program wrote no line of a log.
+pub fn verbatim(text: &str) {
+    _ = write(io::stderr(), text.as_bytes());
 }
 
 /// Writes an answer to standard output, all of it or with an error. Waits for a reader.
-pub fn answer(text: &str) -> io::Result<()> {
+pub fn answer(text: impl AsRef<[u8]>) -> io::Result<()> {
     // Not by std's, which takes a standard output that cannot be written to for one that was closed, and that for well.
     let stdout = io::stdout();
-    let mut rest = text.as_bytes();
+    let mut rest = text.as_ref();
     while !rest.is_empty() {
         match write(&stdout, rest) {
             Ok(length) => rest = &rest[length..],
@@ -59,6 +109,13 @@ pub fn answer(text: &str) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Writes to standard output what is no answer, but was there before. Like a [`line`] it is lost where nobody reads.
+pub fn remark(text: &[u8]) {
+    if is_writable(io::stdout().as_fd(), REMARK_PATIENCE) {
+        _ = answer(text);
+    }
 }
 
 /// Waits until standard output takes a line, or never will.

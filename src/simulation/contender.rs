@@ -14,7 +14,7 @@ use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use super::World;
 use crate::lock::{
     AcquireError, Claim, Doubt, Expected, Happening, Identifier, Lifetime, Limit, LockPath, Loss, Mode, NodePath, Patience,
-    Place, Reading, Removal, Store, StoreError, acquire, hold,
+    Place, Reading, Removal, Reports, Store, StoreError, acquire, hold,
 };
 use crate::store::Memory;
 
@@ -165,14 +165,15 @@ impl Contender {
             Happening::Evicted { node, .. } => {
                 world.judge.borrow_mut().is_evicted(self.number, self.client(), &node, self.is_bound());
             }
-            Happening::NearlyUsedUp { .. } => {}
+            Happening::NearlyUsedUp { .. } | Happening::Queued { .. } => {}
             Happening::LeftBehind { error } => {
                 world.judge.borrow_mut().objects(|| format!("{} left something behind: {error}", self.number));
             }
         };
         let mut stop = pin!(self.asked());
         let patience = Patience::new(limit, stop.as_mut());
-        let acquired = acquire(store, &self.lock, claim, &[], patience, TICK, &mut observer).await;
+        let acquired =
+            acquire(store, &self.lock, claim, &[], patience, Reports::Predecessor { every: TICK }, &mut observer).await;
         match acquired {
             Ok(place) => self.hold(world, store, identifier, &place, work).await,
             Err(AcquireError::Stopped(_)) if self.is_asked.get() => {}

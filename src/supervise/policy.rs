@@ -21,7 +21,13 @@ pub enum Orphans {
     Kill,
     Wait,
     Leave,
+    /// They are left where the command ended by itself, and waited for where somebody asked it to end: then they are what it
+    /// was doing.
+    LeaveUnlessAsked,
 }
+
+/// The signals by which one asks a command to end.
+const ASKING: [i32; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
 
 /// What was asked for.
 #[derive(Clone, Copy, Debug)]
@@ -132,6 +138,14 @@ enum Permit {
     Revoked,
 }
 
+/// What becomes of those who were left behind: [`Orphans`], once it is known who asked for what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Kill,
+    Wait,
+    Leave,
+}
+
 /// Whether there is an end to our patience.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Clock {
@@ -177,13 +191,13 @@ impl Policy {
                 Phase::Running { clock: Clock::Runs } | Phase::Sweeping { clock: Clock::Runs, .. } => kill().into(),
             },
             Event::Ended { ending, leaves } => self.on_end(Outcome { ending, cause: self.cause(ending) }, leaves),
-            Event::Orphans => match (self.phase, self.rules.orphans, &self.permit) {
+            Event::Orphans => match (self.phase, self.orphans(), &self.permit) {
                 (Phase::Running { .. }, _, _) => vec![],
                 (Phase::Sweeping { .. }, _, Permit::Doubtful { .. }) => vec![Action::Freeze],
-                (Phase::Sweeping { .. }, Orphans::Kill, _) | (Phase::Sweeping { .. }, _, Permit::Revoked) => {
+                (Phase::Sweeping { .. }, Fate::Kill, _) | (Phase::Sweeping { .. }, _, Permit::Revoked) => {
                     vec![Action::AskOrphans]
                 }
-                (Phase::Sweeping { .. }, Orphans::Wait | Orphans::Leave, Permit::Given) => vec![Action::TellOrphans],
+                (Phase::Sweeping { .. }, Fate::Wait | Fate::Leave, Permit::Given) => vec![Action::TellOrphans],
             },
             Event::Alone => match self.phase {
                 Phase::Running { .. } => vec![],
@@ -242,25 +256,36 @@ impl Policy {
             Phase::Running { clock } | Phase::Sweeping { clock, .. } => clock,
         };
         self.phase = Phase::Sweeping { outcome, clock };
-        match (&self.permit, self.rules.orphans) {
+        match (&self.permit, self.orphans()) {
             // They were told already, with the command.
             (Permit::Revoked, _) => vec![],
             // They run on without us, so they are not left standing.
-            (Permit::Doubtful { .. }, Orphans::Leave) => vec![Action::Thaw, Action::Finish(outcome)],
-            (Permit::Doubtful { .. }, Orphans::Kill | Orphans::Wait) => vec![Action::Freeze],
+            (Permit::Doubtful { .. }, Fate::Leave) => vec![Action::Thaw, Action::Finish(outcome)],
+            (Permit::Doubtful { .. }, Fate::Kill | Fate::Wait) => vec![Action::Freeze],
             (Permit::Given, _) => self.sweep(outcome),
         }
     }
 
     /// What becomes of those who were left behind.
     fn sweep(&mut self, outcome: Outcome) -> Vec<Action> {
-        match self.rules.orphans {
-            Orphans::Leave => vec![Action::Finish(outcome)],
-            Orphans::Wait => vec![Action::TellOrphans],
-            Orphans::Kill => {
+        match self.orphans() {
+            Fate::Leave => vec![Action::Finish(outcome)],
+            Fate::Wait => vec![Action::TellOrphans],
+            Fate::Kill => {
                 self.run_clock();
                 vec![Action::AskOrphans, Action::WaitFor(self.rules.grace)]
             }
+        }
+    }
+
+    /// What becomes of them as things stand.
+    fn orphans(&self) -> Fate {
+        let was_asked = ASKING.iter().any(|number| self.seen & (1 << (number - 1)) != 0);
+        match self.rules.orphans {
+            Orphans::Kill => Fate::Kill,
+            Orphans::Wait => Fate::Wait,
+            Orphans::LeaveUnlessAsked if was_asked => Fate::Wait,
+            Orphans::Leave | Orphans::LeaveUnlessAsked => Fate::Leave,
         }
     }
 
@@ -387,7 +412,7 @@ mod tests {
         [Action::Finish(Outcome { ending, cause })]
     }
 
-    const ORPHANS: [Orphans; 3] = [Orphans::Kill, Orphans::Wait, Orphans::Leave];
+    const ORPHANS: [Orphans; 4] = [Orphans::Kill, Orphans::Wait, Orphans::Leave, Orphans::LeaveUnlessAsked];
     const KILLED: [Action; 2] = [to_tree(libc::SIGKILL), Action::WaitFor(KILL_AGAIN)];
 
     const fn asked(grace: Duration) -> [Action; 3] {
@@ -720,6 +745,20 @@ mod tests {
         assert_eq!(waits.on(Event::Alone), finish(GOOD, Cause::Own));
         let mut leaves = Policy::new(Rules { orphans: Orphans::Leave, ..rules(Group::Own) }, US, COMMAND);
         assert_eq!(leaves.on(Event::Ended { ending: GOOD, leaves: true }), finish(GOOD, Cause::Own));
+    }
+
+    #[test]
+    fn orphans_are_left_unless_somebody_asked_the_command_to_end() {
+        let policy = || Policy::new(Rules { orphans: Orphans::LeaveUnlessAsked, ..rules(Group::Own) }, US, COMMAND);
+        let mut of_itself = policy();
+        on(&mut of_itself, libc::SIGUSR1, SOMEBODY);
+        assert_eq!(ended(&mut of_itself, true), finish(GOOD, Cause::Own));
+        for number in ASKING {
+            let mut asked = policy();
+            on(&mut asked, number, SOMEBODY);
+            assert_eq!(ended(&mut asked, true), [Action::TellOrphans]);
+            assert_eq!(asked.on(Event::Alone), finish(GOOD, Cause::Own));
+        }
     }
 
     #[test]

@@ -106,6 +106,11 @@ impl Bench {
         Bench { servers: servers.to_owned(), root: None, ..self.clone() }
     }
 
+    /// The same store below another chroot.
+    pub fn in_chroot(&self, chroot: &str) -> Bench {
+        Bench { chroot: chroot.to_owned(), ..self.clone() }
+    }
+
     pub fn with_variable(&self, name: impl Into<OsString>, value: impl Into<OsString>) -> Bench {
         let mut bench = self.clone();
         bench.environment.push((name.into(), value.into()));

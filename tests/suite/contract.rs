@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use syncd_spawn::lock::{
     AbsolutePath, AcquireError, Claim, Contender, Entry, Expected, Happening, Identifier, Lifetime, Limit, LockPath, Loss,
-    Mode, NodeName, Patience, Place, Queue, Reading, Removal, Store, StoreError, acquire,
+    Mode, NodeName, Patience, Place, Queue, Reading, Removal, Reports, Store, StoreError, acquire,
 };
 use syncd_spawn::store::{Directory, Memory, MemoryEnsemble, Root, Servers, ZooKeeper};
 use tokio::runtime::Builder;
@@ -614,13 +614,15 @@ struct Attempt<'a, S> {
     lock: &'a LockPath,
     limit: Limit,
     around: &'a [NodeName],
+    reports: Reports,
     told: RefCell<Vec<(u128, String)>>,
     started: Instant,
 }
 
 impl<'a, S: Store> Attempt<'a, S> {
     fn at(store: &'a S, lock: &'a LockPath) -> Attempt<'a, S> {
-        Attempt { store, lock, limit: Limit::Never, around: &[], told: RefCell::default(), started: Instant::now() }
+        let (reports, told) = (Reports::Predecessor { every: Duration::from_secs(1) }, RefCell::default());
+        Attempt { store, lock, limit: Limit::Never, around: &[], reports, told, started: Instant::now() }
     }
 
     fn within(store: &'a S, lock: &'a LockPath, limit: Duration) -> Attempt<'a, S> {
@@ -646,6 +648,13 @@ impl<'a, S: Store> Attempt<'a, S> {
                     };
                     format!("behind {} {who}, {ahead}", predecessor.sequence().number())
                 }
+                Happening::Queued { queue, readings, .. } => {
+                    let who = |(name, reading): (&NodeName, &Reading)| match reading {
+                        Reading::There(contender) => format!("{} {}", name.sequence().number(), contender.identifier),
+                        other => format!("{other:?}"),
+                    };
+                    queue.contenders().iter().zip(readings).map(who).collect::<Vec<_>>().join(", ")
+                }
                 Happening::Evicted { node, .. } => format!("evicted {}", node.name.sequence().number()),
                 Happening::NearlyUsedUp { .. } => "nearly used up".to_owned(),
                 Happening::LeftBehind { error } => error.to_string(),
@@ -655,7 +664,7 @@ impl<'a, S: Store> Attempt<'a, S> {
         let mut stop = pin!(stop);
         let patience = Patience::new(self.limit, stop.as_mut());
         let claim = Claim { identifier: Identifier(b"me".to_vec()), ..claim(Mode::Write) };
-        acquire(self.store, self.lock, claim, self.around, patience, Duration::from_secs(1), &mut observer).await
+        acquire(self.store, self.lock, claim, self.around, patience, self.reports, &mut observer).await
     }
 
     fn told(&self) -> Vec<(u128, String)> {
@@ -716,6 +725,23 @@ fn a_limit_ends_the_wait_when_it_is_reached_and_leaves_nothing() {
         assert_eq!(attempt.started.elapsed(), Duration::from_millis(2500));
         assert_eq!(attempt.told(), [0, 1000, 2000].map(|at| (at, "behind 0 holder, 1".to_owned())));
         assert_eq!(queue(&store, &lock).await, [holder]);
+    });
+}
+
+#[test]
+fn whoever_wants_to_read_of_the_whole_queue_reads_of_it_at_every_interval_whoever_is_in_front() {
+    run_timeless(async {
+        let (store, lock) = (memory().await, path("/l"));
+        let (first, _) = (holds(&store, &lock, "first").await, holds(&store, &lock, "second").await);
+        let reports = Reports::Queue { every: Duration::from_secs(1) };
+        let attempt = Attempt { reports, ..Attempt::within(&store, &lock, Duration::from_secs(3)) };
+        let (ended, ()) = tokio::join!(attempt.acquires(), async {
+            sleep(Duration::from_millis(1500)).await;
+            leave(&store, &lock, &first).await;
+        });
+        assert!(matches!(ended, Err(AcquireError::TimedOut { .. })));
+        let expected = [(1000, "0 first, 1 second, 2 me"), (2000, "1 second, 2 me")];
+        assert_eq!(attempt.told(), expected.map(|(at, text)| (at, text.to_owned())));
     });
 }
 

@@ -126,3 +126,66 @@ fn ci_runs_the_readmes_test_command() {
     assert!(readme().contains(&format!("```sh\n{command}\n```")));
     assert!(ci.lines().any(|line| line == command));
 }
+
+/// Rows of the tables below a heading of the README.
+fn rows_below(heading: &str) -> Vec<String> {
+    let readme = readme();
+    let section = readme.split(&format!("\n{heading}\n")).nth(1).expect("the heading is there").split("\n#").next().unwrap();
+    section.lines().filter(|line| line.starts_with("| ")).skip(1).map(str::to_owned).collect()
+}
+
+/// How a row of the migration table begins, and the test that shows it.
+const MIGRATION: [(&str, &str); 29] = [
+    ("script: TERM or HUP unlocked at once", "a_term_to_the_script_unlocked_while_the_command_ran_on"),
+    ("script: TERM while it waited", "a_term_to_the_waiting_script_left_a_contender_that_nobody_owned"),
+    ("script: INT or QUIT to it alone", "an_int_or_quit_to_the_script_alone_was_dropped"),
+    ("HUP or QUIT left the node", "a_hup_or_quit_to_a_waiting_lockpick_left_its_node"),
+    ("a signal in the moment of the create", "a_signal_right_after_the_create_left_the_node"),
+    ("a contender that vanished", "a_contender_that_vanished_while_it_was_listed_failed_the_run_and_left_its_node"),
+    ("the limit began again", "the_limit_started_again_at_each_predecessor"),
+    ("`-p 0` was a traceback", "a_retry_sleep_of_nothing_was_a_traceback_and_hung"),
+    ("script: `-d`, or `DEBUG`", "debug_text_was_mixed_into_the_node_and_the_lock_was_left"),
+    ("script: `NOOUT`", "a_noout_in_the_environment_lost_the_node_and_the_lock_was_left"),
+    ("script: CONTENT was evaluated", "the_content_was_evaluated"),
+    ("script: CONTENT with two blanks", "double_blanks_in_the_content_left_the_lock"),
+    ("script: the command was evaluated in the script", "an_exec_or_an_assignment_in_the_command_left_the_lock"),
+    ("script: its words were joined", "arguments_lost_their_quoting"),
+    ("script: `-l unlock`", "a_lock_type_that_only_contained_one_deleted_the_node_and_ran_the_command_without_a_lock"),
+    ("everybody may read and delete", "each_releases_the_others_nodes"),
+    ("`unlock` deleted whatever", "unlock_deleted_whatever_it_was_given"),
+    ("`unlock -i ''`", "an_empty_identifier_could_not_be_verified"),
+    ("`lock` was granted beside readers", "a_lock_was_held_together_with_readers"),
+    ("`list` had no order", "list_was_in_no_order_showed_strangers_and_died_of_a_missing_path"),
+    ("script: a node that was taken away", "a_node_that_was_removed_under_a_running_command_was_never_noticed"),
+    ("script: an unlock that failed", "an_unlock_that_failed_was_a_success"),
+    ("script: `Running your command`", "the_scripts_own_lines_were_on_the_commands_standard_output"),
+    ("script: its usage said", "the_usage_said_that_retries_are_infinite"),
+    ("an identifier that is not ASCII", "an_identifier_that_is_not_ascii_was_an_error"),
+    ("no server", "a_server_that_is_not_there_was_a_traceback"),
+    ("script: the NODE `/`", "a_node_that_is_the_root_was_a_usage_error_of_lockpick"),
+    ("script: `NODE`, `CONTENT`", "the_scripts_variables_stand_in_for_its_options_and_no_other_does"),
+    ("script: `-z PATH`", "every_option_of_the_script_does_what_the_script_did_with_it"),
+];
+
+#[test]
+fn what_used_to_happen_has_a_row_in_the_migration_table_and_a_test() {
+    let rows = rows_below("### The old names");
+    assert_eq!(rows.len(), MIGRATION.len());
+    let suites = ["old_bugs", "names", "interop"].map(|suite| root().join(format!("tests/suite/{suite}.rs")));
+    let tests = suites.map(|suite| fs::read_to_string(suite).unwrap()).concat();
+    for (row, (begins, test)) in rows.iter().zip(MIGRATION) {
+        assert!(row.starts_with(&format!("| {begins}")) && row.matches(" | ").count() == 2, "{row}");
+        assert!(tests.contains(&format!("fn {test}(")), "{test}");
+    }
+}
+
+#[test]
+fn help_the_readme_and_the_man_page_name_the_old_names_and_install() {
+    let help = Bench::on("127.0.0.1:1").run(["--help"]).good();
+    let page = fs::read_to_string(root().join("contrib/man/syncd-spawn.1")).unwrap().replace("\\-", "-");
+    for text in [help.stdout(), &readme(), &page] {
+        for word in ["lockpick", "syncd_spawn", "install", "--links"] {
+            assert!(text.contains(word), "{word}");
+        }
+    }
+}

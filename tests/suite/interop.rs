@@ -3,23 +3,52 @@
 use std::path::{Path, PathBuf};
 
 use super::bench::{Bench, HOLD, Run};
+use super::names::Old;
 
-fn kazoo(bench: &Bench, arguments: &[&str]) -> Run {
+/// The oldest release that lockpick ran with, and the current one; each with lockpick itself beside it.
+pub const KAZOOS: [&str; 2] = ["kazoo-2.5.0", "kazoo"];
+
+/// The interpreter that has this release.
+pub fn python(kazoo: &str) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let python = PathBuf::from(
-        std::env::var_os("SYNCD_SPAWN_TEST_PYTHON").unwrap_or_else(|| root.join("target/kazoo/bin/python").into()),
-    );
+    let environments = std::env::var_os("SYNCD_SPAWN_TEST_PYTHONS").map_or_else(|| root.join("target"), PathBuf::from);
+    let python = environments.join(kazoo).join("bin/python");
     assert!(python.exists(), "{} with kazoo is missing; contrib/test installs it", python.display());
-    let script = root.join("tests/kazoo_peer.py");
+    python
+}
+
+fn peer(kazoo: &str, bench: &Bench, arguments: &[&str]) -> Run {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kazoo_peer.py");
     let mut words = vec![script.to_str().unwrap(), bench.servers(), bench.chroot()];
     words.extend(arguments);
-    Run::start(bench.program(python.to_str().unwrap(), words))
+    Run::start(bench.program(python(kazoo).to_str().unwrap(), words))
 }
+
+/// Makes of each function that takes a peer a test with every release of kazoo.
+macro_rules! with_every_kazoo {
+    ($($name:ident),+ $(,)?) => {
+        mod with_the_current_kazoo {
+            $(#[test] fn $name() { super::$name(&|bench, arguments| super::peer("kazoo", bench, arguments)); })+
+        }
+        mod with_kazoo_2_5 {
+            $(#[test] fn $name() { super::$name(&|bench, arguments| super::peer("kazoo-2.5.0", bench, arguments)); })+
+        }
+    };
+}
+
+type Peer<'a> = &'a dyn Fn(&Bench, &[&str]) -> Run;
+
+with_every_kazoo!(
+    we_wait_for_kazoo,
+    kazoo_waits_for_us,
+    a_mixed_queue_is_one_queue,
+    each_lists_the_others_nodes,
+    each_releases_the_others_nodes,
+);
 
 const KINDS: [&str; 3] = ["lock", "rlock", "wlock"];
 
-#[test]
-fn we_wait_for_kazoo() {
+fn we_wait_for_kazoo(kazoo: Peer<'_>) {
     let bench = Bench::zookeeper();
     for held in KINDS {
         let lock = format!("/{held}");
@@ -37,8 +66,7 @@ fn we_wait_for_kazoo() {
     }
 }
 
-#[test]
-fn kazoo_waits_for_us() {
+fn kazoo_waits_for_us(kazoo: Peer<'_>) {
     let bench = Bench::zookeeper();
     for held in KINDS {
         for asked in KINDS {
@@ -60,8 +88,7 @@ fn kazoo_waits_for_us() {
     }
 }
 
-#[test]
-fn a_mixed_queue_is_one_queue() {
+fn a_mixed_queue_is_one_queue(kazoo: Peer<'_>) {
     let bench = Bench::zookeeper();
     let first = bench.hold(["-n", "/mixed", "-l", "wlock"]).ready();
     let second = kazoo(&bench, &["hold", "rlock", "/mixed", "second"]);
@@ -80,8 +107,7 @@ fn a_mixed_queue_is_one_queue() {
     assert!(bench.queue("/mixed").is_empty());
 }
 
-#[test]
-fn each_lists_the_others_nodes() {
+fn each_lists_the_others_nodes(kazoo: Peer<'_>) {
     let bench = Bench::zookeeper();
     let ours = bench.run(["-i", "ours", "rlock", "/list"]).good();
     let kazoos = kazoo(&bench, &["hold", "rlock", "/list", "kazoo's"]).ready();
@@ -94,8 +120,7 @@ fn each_lists_the_others_nodes() {
     kazoos.finish().good();
 }
 
-#[test]
-fn each_releases_the_others_nodes() {
+fn each_releases_the_others_nodes(kazoo: Peer<'_>) {
     let bench = Bench::zookeeper();
     let ours = bench.run(["-i", "ours", "wlock", "/release"]).good();
     let kazoos = kazoo(&bench, &["hold", "wlock", "/release", "kazoo's"]);
@@ -109,4 +134,71 @@ fn each_releases_the_others_nodes() {
     // Its own release finds nothing, which it takes well.
     kazoos.finish();
     assert!(bench.queue("/release").is_empty());
+}
+
+/// Under the default chroot, where everybody's locks are who says nothing else.
+#[test]
+fn lockpick_kazoo_and_ours_under_every_name_are_one_queue_in_the_default_chroot() {
+    let old = Old::new();
+    let lock = format!("/{}", uuid::Uuid::new_v4().simple());
+    let devops = old.bench.in_chroot("/devops");
+    let servers = devops.servers().to_owned();
+    let lockpick = |kazoo: &str, action: &str, identifier: &str, path: &str| {
+        let program = python(kazoo).with_file_name("lockpick");
+        Run::start(
+            devops.program(program.to_str().unwrap(), ["-s", &servers, "-i", identifier, "-r", "60", "-p", "1", action, path]),
+        )
+    };
+    let script = old.without_a_place(
+        "syncd_spawn",
+        &["-s", &servers, "-C", "script", "-n", &lock, "-l", "lock", "-i", "60", "echo ready; cat >/dev/null"],
+    );
+    let script = Run::start(script).ready();
+    // Each enters when the one before it stands in the queue.
+    let mut waiting = vec![script];
+    for number in 0..5 {
+        waiting.push(match number {
+            0 => lockpick(KAZOOS[0], "wlock", "lockpick on the old kazoo", &lock),
+            1 => Run::start(old.without_a_place("lockpick", &["-s", &servers, "-i", "ours", "-r", "60", "wlock", &lock])),
+            2 => lockpick(KAZOOS[1], "wlock", "lockpick on the current kazoo", &lock),
+            3 => peer(KAZOOS[0], &devops, &["hold", "wlock", &lock, "the old kazoo"]),
+            _ => peer(KAZOOS[1], &devops, &["hold", "wlock", &lock, "the current kazoo"]),
+        });
+        devops.queue_reaches(&lock, waiting.len());
+    }
+    let everybody =
+        ["script", "lockpick on the old kazoo", "ours", "lockpick on the current kazoo", "the old kazoo", "the current kazoo"];
+    let queue = devops.queue(&lock);
+    let listed: Vec<_> = everybody.iter().zip(&queue).map(|(who, name)| format!("'{who}' {lock}/{name}\n")).collect();
+    let listed = listed.concat();
+    let ours = Run::start(old.without_a_place("lockpick", &["-s", &servers, "list", &lock])).finish().good();
+    assert_eq!(ours.stdout(), listed);
+    let theirs = lockpick(KAZOOS[0], "list", "", &lock).finish().good();
+    let mut theirs: Vec<_> = theirs.stdout().replace("'b'", "'").replace("'' /", "' /").lines().map(str::to_owned).collect();
+    theirs.sort_by_key(|line| line.rsplit("__").next().map(str::to_owned));
+    assert_eq!(theirs.join("\n") + "\n", listed);
+    for kazoo in KAZOOS {
+        let listed = peer(kazoo, &devops, &["contenders", &lock]).finish().good();
+        assert_eq!(listed.stdout().lines().collect::<Vec<_>>(), everybody);
+    }
+    // Whoever has the lock next has it, and is released by another.
+    let mut waiting = waiting.into_iter();
+    waiting.next().unwrap().finish().good();
+    for number in 0..3 {
+        let held = waiting.next().unwrap().finish().good();
+        let node = format!("{lock}/{}", queue[number + 1]);
+        assert_eq!(held.stdout().lines().last(), Some(node.as_str()));
+        let identifier = everybody[number + 1];
+        match number {
+            1 => lockpick(KAZOOS[1], "unlock", identifier, &node).finish().good(),
+            _ => Run::start(old.without_a_place("lockpick", &["-s", &servers, "-i", identifier, "unlock", &node]))
+                .finish()
+                .good(),
+        };
+    }
+    for kazoos in waiting {
+        kazoos.ready().finish().good();
+    }
+    assert_eq!(devops.queue(&lock), Vec::<String>::new());
+    devops.remove(&lock);
 }

@@ -1,0 +1,182 @@
+//! What a run says, in the words of the program that it is taken for.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt::Display;
+use std::os::unix::ffi::OsStrExt;
+
+use tracing::{debug, info, warn};
+
+use super::Context;
+use crate::error::Error;
+use crate::exit;
+use crate::lock::{AcquireError, Contender, Identifier, LockPath, NodePath, Queue, Reading};
+use crate::report::{self, Verbosity};
+
+/// Whose words are used, and what they need.
+#[derive(Debug)]
+pub enum Voice {
+    Native,
+    Lockpick {
+        slash: Slash,
+    },
+    SyncdSpawn {
+        slash: Slash,
+        /// The lock and the command's words as they are shown.
+        lock: String,
+        command: OsString,
+    },
+}
+
+/// How paths are shown: as they were typed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Slash {
+    Leading,
+    None,
+}
+
+impl Voice {
+    /// A lock or a node.
+    pub(super) fn path(&self, path: &impl Display) -> String {
+        let path = path.to_string();
+        match self {
+            Voice::Native | Voice::Lockpick { slash: Slash::Leading } | Voice::SyncdSpawn { slash: Slash::Leading, .. } => path,
+            Voice::Lockpick { slash: Slash::None } | Voice::SyncdSpawn { slash: Slash::None, .. } => path[1..].to_owned(),
+        }
+    }
+
+    /// A line of a list. lockpick's has the identifier's bytes as they are; ours keeps to one line, whatever is in them.
+    pub(super) fn contender(&self, contender: &Contender, node: &NodePath) -> Vec<u8> {
+        let identifier = match self {
+            Voice::Native => contender.identifier.to_string().into_bytes(),
+            Voice::Lockpick { .. } | Voice::SyncdSpawn { .. } => contender.identifier.0.clone(),
+        };
+        [b"'", identifier.as_slice(), b"' ", self.path(node).as_bytes(), b"\n"].concat()
+    }
+
+    /// Everybody in the queue that we wait in.
+    pub(super) fn tell_queue(&self, lock: &LockPath, queue: &Queue, readings: &[Reading]) {
+        warn!("Waiting to acquire lock, contenders are : ");
+        for (name, reading) in queue.contenders().iter().zip(readings) {
+            let node = self.path(&lock.node(name));
+            match reading {
+                Reading::There(contender) => warn!("'{}' {node}", contender.identifier),
+                // Gone between the two looks.
+                Reading::Missing => {}
+                Reading::Forbidden => warn!("(no permission) {node}"),
+            }
+        }
+    }
+
+    pub(super) fn tell_signal(&self, signal: i32) {
+        match self {
+            Voice::Lockpick { .. } => info!("Received signal {signal}, running handler"),
+            Voice::Native | Voice::SyncdSpawn { .. } => {}
+        }
+    }
+
+    pub(super) fn tell_trying(&self, lock: &LockPath) {
+        match self {
+            Voice::Lockpick { .. } | Voice::SyncdSpawn { .. } => debug!("Trying to acquire lock on {}", self.path(lock)),
+            Voice::Native => {}
+        }
+    }
+
+    pub(super) fn tell_timed_out(&self, error: &AcquireError) {
+        match self {
+            Voice::Native => report::error(error, None),
+            Voice::Lockpick { .. } | Voice::SyncdSpawn { .. } => {
+                warn!("LockTimeout exception rasied by locker thread");
+                tracing::error!("Failed to acquire lock within timeout!");
+            }
+        }
+        self.tell_not_locked();
+    }
+
+    pub(super) fn tell_acquired(&self, lock: &LockPath, node: &NodePath) {
+        match self {
+            Voice::Lockpick { .. } => info!("Lock {} with path {} acquired", self.path(lock), self.path(node)),
+            Voice::Native | Voice::SyncdSpawn { .. } => {}
+        }
+    }
+
+    pub(super) fn tell_no_such_lock(&self, path: &impl Display) {
+        match self {
+            Voice::Native => report::error(&format_args!("no such lock: {path}"), None),
+            Voice::Lockpick { .. } | Voice::SyncdSpawn { .. } => {
+                report::error(&format_args!("Lock {} does not exist!", self.path(path)), None);
+            }
+        }
+    }
+
+    pub(super) fn tell_not_yours(&self, node: &NodePath, identifier: &Identifier) {
+        match self {
+            Voice::Native => report::error(&format_args!("{node} belongs to '{identifier}'"), None),
+            Voice::Lockpick { .. } | Voice::SyncdSpawn { .. } => {
+                report::error(&format_args!("Identifier mistmatch, got '{identifier}'"), None);
+            }
+        }
+    }
+
+    /// An error before there was a lock.
+    pub(super) fn not_acquired(&self, error: Error) -> Result<exit::Result, Error> {
+        match self {
+            Voice::Native | Voice::Lockpick { .. } => Err(error),
+            Voice::SyncdSpawn { .. } => {
+                report::error(&error, None);
+                self.tell_not_locked();
+                Ok(exit::Result::Failed)
+            }
+        }
+    }
+
+    fn tell_not_locked(&self) {
+        match self {
+            Voice::SyncdSpawn { lock, .. } => report::line(could_not_lock(lock)),
+            Voice::Native | Voice::Lockpick { .. } => {}
+        }
+    }
+}
+
+/// The script's last line when there is no lock. What it would have shown behind it was always empty.
+pub fn could_not_lock(lock: &str) -> String {
+    format!("Couldn't lock '{lock}': ")
+}
+
+impl Context<'_> {
+    pub(super) fn tell_running(&self, lock: &LockPath, words: &str) {
+        match self.voice {
+            Voice::Native => {
+                self.say(format_args!("Got lock on {lock}"));
+                self.say(format_args!("Running your command {words}"));
+            }
+            Voice::SyncdSpawn { lock, command, .. } => {
+                report::line(format_args!("Got lock on {lock}"));
+                report::remark(&[b"Running your command ", OsStr::as_bytes(command), b"\n"].concat());
+            }
+            Voice::Lockpick { .. } => {}
+        }
+    }
+
+    pub(super) fn tell_unlocked(&self, node: &NodePath) {
+        match self.voice {
+            Voice::Native => self.say(format_args!("Unlocked '{node}'")),
+            Voice::SyncdSpawn { .. } => report::remark(format!("Unlocked '{}'\n", self.voice.path(node)).as_bytes()),
+            Voice::Lockpick { .. } => {}
+        }
+    }
+
+    /// After it was said why.
+    pub(super) fn tell_not_unlocked(&self, node: &NodePath) {
+        match self.voice {
+            Voice::SyncdSpawn { .. } => report::remark(format!("Couldn't unlock '{}'\n", self.voice.path(node)).as_bytes()),
+            Voice::Native | Voice::Lockpick { .. } => {}
+        }
+    }
+
+    /// A line for the person at the terminal, unless it was asked to be quiet.
+    fn say(&self, text: std::fmt::Arguments<'_>) {
+        if self.verbosity != Verbosity::Quiet {
+            report::line(text);
+        }
+    }
+}
