@@ -10,8 +10,8 @@ use super::proxy::{Direction, Fate, Proxy, Request};
 
 /// Far below the time after which an answer is taken for lost, and far above what a run needs.
 const PROMPTLY: Duration = Duration::from_secs(4);
-/// What a limit of two seconds, a release of one and the requests that are under way then may come to.
-const BOUNDED: Duration = Duration::from_secs(20);
+/// Far above what a short limit, and the time-outs of the requests that are under way then, come to.
+const BOUNDED: Duration = Duration::from_secs(40);
 
 /// Says `ready`, and ends well once it is given a line.
 const READ: [&str; 4] = ["--", "sh", "-c", "echo ready; read line"];
