@@ -50,10 +50,13 @@ const SPAWN_ONLY: [(&str, &str); 12] = [
 ];
 
 /// What some subcommands have no use for.
-const MISPLACED: [(&[&str], &str, &str, &str); 3] = [
+const MISPLACED: [(&[&str], &str, &str, &str); 6] = [
     (&["unlock", "list"], "state_dir", "--state-dir", "only what contends, and reap, has to do with the journal"),
     (&["reap"], "servers", "--servers", "it goes to the servers that it finds in the journal"),
     (&["reap"], "chroot", "--chroot", "it goes where the journal says"),
+    (&["install"], "servers", "--servers", "it goes to no server"),
+    (&["install"], "chroot", "--chroot", "it goes to no server"),
+    (&["install"], "state_dir", "--state-dir", "it runs nothing"),
 ];
 
 const USAGE: &str = "syncd-spawn [OPTIONS] [-n NODE] [-l lock|rlock|wlock] [--] COMMAND [ARG]...

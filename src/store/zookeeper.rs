@@ -353,11 +353,17 @@ async fn connect(server: &Server, resume: Option<SessionInfo>, within: Duration)
     let error = match timeout(within, connector.connect(&server.to_string())).await {
         Ok(Ok(client)) => return Ok(client),
         Ok(Err(Error::SessionExpired)) if resumes => return Err(OpenError::Expired),
-        Ok(Err(Error::NoHosts)) => None,
-        Ok(Err(error)) => Some(error.to_string()),
+        Ok(Err(Error::NoHosts | Error::ConnectionLoss)) => None,
+        Ok(Err(error)) => Some(error.to_string()).filter(|text| !is_hanging_up(text)),
         Err(_) => Some(format!("no answer in {}", humantime::format_duration(within))),
     };
     Err(OpenError::Failed(cause(server, error).await))
+}
+
+/// A server that hangs up at once is met in the middle of our first request.
+fn is_hanging_up(text: &str) -> bool {
+    let text = text.to_lowercase();
+    text.contains("broken pipe") || text.contains("connection reset")
 }
 
 /// The client keeps the reason of a failed connect to itself; so the server is tried once more without it.

@@ -67,10 +67,15 @@ impl<'r, E: Ensemble> Entering<'r, E> {
                 return result;
             }
             let Some(session) = self.session(give_up.as_mut()).await? else { continue };
-            match self.step(session).await {
-                Ok(Some(result)) => return result,
-                Ok(None) | Err(Failure::InDoubt(_)) => {}
-                Err(Failure::Said(refusal)) => return Err(self.left(refusal.to_string())),
+            let step = match self.end.as_ref().map(|(until, _)| *until) {
+                Some(until) => timeout_at(until, self.step(session, give_up.as_mut())).await,
+                None => Ok(self.step(session, give_up.as_mut()).await),
+            };
+            match step {
+                Ok(Ok(Some(result))) => return result,
+                Ok(Ok(None) | Err(Failure::InDoubt(_))) => {}
+                Ok(Err(Failure::Said(refusal))) => return Err(self.left(refusal.to_string())),
+                Err(_) => return Err(self.left("no answer in time".to_owned())),
             }
         }
     }
@@ -94,7 +99,11 @@ impl<'r, E: Ensemble> Entering<'r, E> {
         }
     }
 
-    async fn step(&mut self, session: Rc<E::Session>) -> Result<Option<Result<Entry, StoreError>>, Failure> {
+    async fn step(
+        &mut self,
+        session: Rc<E::Session>,
+        give_up: Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<Option<Result<Entry, StoreError>>, Failure> {
         if let Some(sent_in) = self.in_doubt {
             self.settle(session, sent_in).await?;
             return Ok(None);
@@ -109,7 +118,7 @@ impl<'r, E: Ensemble> Entering<'r, E> {
             (None, Some(place)) => Ok(Some(Ok(Entry::In(place)))),
             (None, None) => {
                 if self.has_a_way_out(&session).await? {
-                    self.create(&session).await?;
+                    self.create(&session, give_up).await?;
                 }
                 let Some(place) = self.place.take() else { return Ok(None) };
                 if self.recipe.loose_in(self.lock).is_empty() {
@@ -167,7 +176,7 @@ impl<'r, E: Ensemble> Entering<'r, E> {
                 // We shall make it.
                 Err(Failure::Said(Refusal::NoNode)) => {}
                 Err(Failure::Said(refusal)) => {
-                    self.ends_with(Err(self.refused("to let us leave", &refusal)));
+                    self.ends_with(Err(self.refused("to let us delete what we create in", &refusal)));
                     return Ok(false);
                 }
                 Err(failure) => return Err(failure),
@@ -176,14 +185,23 @@ impl<'r, E: Ensemble> Entering<'r, E> {
         Ok(true)
     }
 
-    async fn create(&mut self, session: &Rc<E::Session>) -> Result<(), Failure> {
+    async fn create(&mut self, session: &Rc<E::Session>, give_up: Pin<&mut impl Future<Output = ()>>) -> Result<(), Failure> {
         let link = &self.recipe.link;
         let lasting = match self.claim.lifetime {
             Lifetime::Spawned | Lifetime::Explicit => Lasting::Persistent,
             Lifetime::Session { .. } => Lasting::Ephemeral,
         };
         let path = format!("{}/{}", self.directory, self.claim.prefix());
-        match link.ask(session, session.create(&path, &self.claim.identifier.0, lasting)).await {
+        let created = tokio::select! {
+            biased;
+            created = link.ask(session, session.create(&path, &self.claim.identifier.0, lasting)) => created,
+            () = give_up => {
+                // It has left, and what is asked for next on this connection is answered after it.
+                self.ends_with(Ok(Entry::GaveUp));
+                Err(Failure::InDoubt("given up".to_owned()))
+            }
+        };
+        match created {
             Ok(created) => {
                 link.is_up_to_date();
                 if let Some(name) = created.path.rsplit_once('/').and_then(|(_, name)| NodeName::parse(name)) {
