@@ -369,9 +369,11 @@ fn is_hanging_up(text: &str) -> bool {
 /// The client keeps the reason of a failed connect to itself; so the server is tried once more without it.
 async fn cause(server: &Server, error: Option<String>) -> String {
     match timeout(PROBE_TIMEOUT, TcpStream::connect((server.host.as_str(), server.port))).await {
-        Ok(Err(error)) => reason(&error),
+        Ok(Err(refused)) if !is_hanging_up(&refused.to_string()) => reason(&refused),
         Err(_) => "no answer".to_owned(),
-        Ok(Ok(_)) => error.unwrap_or_else(|| "it closed the connection (no ZooKeeper, or too many connections?)".to_owned()),
+        Ok(Ok(_) | Err(_)) => {
+            error.unwrap_or_else(|| "it closed the connection (no ZooKeeper, or too many connections?)".to_owned())
+        }
     }
 }
 
