@@ -1,6 +1,7 @@
 //! The grammar of lockpick.
 
-use std::ffi::OsString;
+use std::env;
+use std::ffi::{OsStr, OsString};
 use std::time::Duration;
 
 use super::argparse::{Grammar, Item, Opt, Stop, Takes, repr};
@@ -140,7 +141,7 @@ pub fn request(words: &[OsString]) -> Result<Request, Refusal> {
         Verb::List => Action::List { lock: LockPath::parse(&path).map_err(no_lock)?, wait: wait(WaitLimit::Never) },
     };
     Ok(Request {
-        state_dir: StateDir::Own,
+        state_dir: state_dir(env::var_os("SYNCD_SPAWN_STATE_DIR").as_deref())?,
         address: address(&typed.servers, &typed.chroot)?,
         verbosity: Verbosity::Verbose(typed.verbose),
         voice: Voice::Lockpick { slash },
@@ -224,6 +225,15 @@ fn path(typed: &OsString) -> Result<(String, Slash), Refusal> {
         true => (format!("/{}", text.strip_prefix('/').unwrap_or(text)), Slash::Leading),
         false => (format!("/{text}"), Slash::None),
     })
+}
+
+/// It had none, and so no option for it; what a site has chosen for all runs holds here too.
+fn state_dir(variable: Option<&OsStr>) -> Result<StateDir, Refusal> {
+    match variable.filter(|text| !text.is_empty()) {
+        None => Ok(StateDir::Own),
+        Some(text) => StateDir::parse(text)
+            .map_err(|why| Refusal::Unusable(format!("the state directory {} is not usable: {why}", text.display()))),
+    }
 }
 
 fn address(servers: &OsString, chroot: &OsString) -> Result<Address, Refusal> {

@@ -11,7 +11,6 @@ use super::lockpick::{self, Refusal};
 use super::{Answer, values};
 use crate::command::{Action, GroupChoice, HeirloomChoice, LifetimeChoice, Manner, OnLost, Request, Voice, could_not_lock};
 use crate::exit::{self, SignalExit};
-use crate::journal::StateDir;
 use crate::report::Verbosity;
 use crate::supervise::{Orphans, Target};
 
@@ -112,7 +111,6 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, Answe
     let variables = if typed.debug { vec![("DEBUG", "yes".into())] } else { Vec::new() };
     let remark = typed.ignored.then(|| "-z is ignored: nothing here calls zookeepercli".to_owned());
     Ok(Request {
-        state_dir: StateDir::Own,
         remark,
         verbosity: Verbosity::Verbose(if typed.debug { 2 } else { 0 }),
         voice: Voice::SyncdSpawn { slash, lock, command: typed.command },

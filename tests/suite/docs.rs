@@ -135,11 +135,12 @@ fn rows_below(heading: &str) -> Vec<String> {
 }
 
 /// How a row of the migration table begins, and the test that shows it.
-const MIGRATION: [(&str, &str); 29] = [
+const MIGRATION: [(&str, &str); 30] = [
     ("script: TERM or HUP unlocked at once", "a_term_to_the_script_unlocked_while_the_command_ran_on"),
     ("script: TERM while it waited", "a_term_to_the_waiting_script_left_a_contender_that_nobody_owned"),
     ("script: INT or QUIT to it alone", "an_int_or_quit_to_the_script_alone_was_dropped"),
     ("HUP or QUIT left the node", "a_hup_or_quit_to_a_waiting_lockpick_left_its_node"),
+    ("KILL left it too", "a_kill_of_a_waiting_lockpick_left_its_node"),
     ("a signal in the moment of the create", "a_signal_right_after_the_create_left_the_node"),
     ("a contender that vanished", "a_contender_that_vanished_while_it_was_listed_failed_the_run_and_left_its_node"),
     ("the limit began again", "the_limit_started_again_at_each_predecessor"),

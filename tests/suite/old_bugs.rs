@@ -97,6 +97,21 @@ fn a_hup_or_quit_to_a_waiting_lockpick_left_its_node() {
 }
 
 #[test]
+fn a_kill_of_a_waiting_lockpick_left_its_node() {
+    let old = Old::new();
+    let node = old.take(&["lock", "/x"]);
+    let mut killed = old.start_lockpick(&["-r", "60", "-p", "1", "lock", "/x"]);
+    killed.warns("Waiting to acquire lock");
+    killed.kill();
+    let waiter = old.start_lockpick(&["-r", "60", "-p", "1", "lock", "/x"]);
+    // The one who waits now finds who is dead: the holder's and his own are left.
+    waiter.warns("nobody lives who could work under it");
+    old.bench.queue_reaches("/x", 2);
+    old.bench.remove(&node);
+    waiter.end().good();
+}
+
+#[test]
 fn a_signal_right_after_the_create_left_the_node() {
     let old = Old::new();
     old.take(&["lock", "/x"]);
