@@ -6,6 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::bench::{BINARY, Bench, LIMIT, Run, children, on_every_store, send};
+use super::proxy::{Direction, Proxy};
 use super::terminal::Terminal;
 use super::zookeeper::Server;
 
@@ -118,6 +119,24 @@ fn without_servers_a_command_ends_before_its_session_can_have_expired() {
         assert!(gone.elapsed() < SESSION, "{:?}", gone.elapsed());
         assert_eq!(ended.stdout(), wrote);
     }
+}
+
+#[test]
+fn a_server_that_hangs_costs_nothing_while_another_answers() {
+    // Sessions of 20 s: had the silent one as long for its answer as others have, it would be too late for the other one.
+    let server = Server::start("tickTime=1000");
+    let bench = Bench::on(&server.address());
+    let [silent, other] = [(); 2].map(|()| Proxy::start(&server.address(), &[]));
+    other.blackhole(Direction::ToServer);
+    let both = bench.through(&format!("{},{}", silent.address(), other.address()));
+    let run = both.hold(["--ephemeral", "-n", "/two"]).ready();
+    other.heal();
+    silent.blackhole(Direction::ToServer);
+    silent.blackhole(Direction::ToClient);
+    other.is_tried_again();
+    let ended = run.finish().good();
+    assert!(!ended.stderr.contains("confirm"), "{}", ended.stderr);
+    assert!(bench.queue("/two").is_empty());
 }
 
 #[test]
