@@ -108,7 +108,14 @@ impl<E: Ensemble> Recipe<E> {
                         self.has_the_leader_hear_of_us().await;
                         self.ask_about(lock, name).await
                     };
-                    let Ok(known) = timeout(bound.interval(), asked).await else { return expiring() };
+                    let began = self.link.clock();
+                    let Ok(known) = timeout(bound.interval(), asked).await else {
+                        if self.link.clock() > began + bound.interval() * 2 {
+                            // And again.
+                            continue;
+                        }
+                        return expiring();
+                    };
                     if let Ok(Known::Alive) = known {
                         tell(Doubt::Dispelled);
                     }
