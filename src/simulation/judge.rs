@@ -38,9 +38,12 @@ const NOTICING: Duration = Duration::from_secs(25);
 
 impl Judge {
     pub fn new(ensemble: MemoryEnsemble, is_logged: bool) -> Judge {
-        if is_logged {
-            ensemble.at_the_servers(MemoryServers::write_notes);
-        }
+        // The same steps whether it is logged or not.
+        ensemble.at_the_servers(|servers| {
+            if is_logged {
+                servers.write_notes();
+            }
+        });
         Judge {
             ensemble,
             began: Instant::now(),

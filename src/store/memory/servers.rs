@@ -441,7 +441,7 @@ impl Servers {
         if when > Instant::now() {
             return self.at(when, Event::See(server));
         }
-        let change = &self.log[*seen];
+        let Some(change) = self.log.get(*seen) else { return };
         *seen += 1;
         tree.apply(change, *seen as u64);
         if let Change::Delete(path) = change {
@@ -636,6 +636,10 @@ impl Servers {
         for server in 0..self.members.len() {
             self.at(now, Event::Tell(server));
             self.at(now, Event::PassOn(server));
+            self.members[server].seen_all = now;
+            while self.members[server].seen < self.log.len() {
+                self.see(server);
+            }
         }
     }
 
@@ -647,7 +651,8 @@ impl Servers {
 
     /// A server dies, and is back after a time.
     pub fn crash(&mut self, server: usize, time: Duration) {
-        self.members[server].down_until = Instant::now() + time;
+        let down_until = &mut self.members[server].down_until;
+        *down_until = (*down_until).max(Instant::now() + time);
         let lost: Vec<_> = self.connections.iter().filter(|(_, open)| open.server == server).map(|(id, _)| *id).collect();
         for connection in lost {
             self.cut(connection);
@@ -656,7 +661,8 @@ impl Servers {
 
     /// A server is cut off from its leader for a time: it answers reads from what it has seen.
     pub fn part(&mut self, server: usize, time: Duration) {
-        self.members[server].apart_until = Instant::now() + time;
+        let apart_until = &mut self.members[server].apart_until;
+        *apart_until = (*apart_until).max(Instant::now() + time);
     }
 
     /// There is no leader for a time, so every server hangs up. What the old one had not decided may be lost, or be decided by
