@@ -97,10 +97,10 @@ impl<E: Ensemble> Recipe<E> {
             let known = tokio::select! {
                 biased;
                 () = self.link.reaches(bound.due()) => {
-                    if has_asked.get() && self.link.clock() <= bound.due() + bound.interval() {
+                    if has_asked.get() && self.link.clock() <= bound.due() + bound.interval() / 4 {
                         return expiring();
                     }
-                    // We were away, not the servers: they may know us yet. Nobody else may wait for a connection meanwhile, and
+                    // We were away, perhaps not the servers: they may know us yet. Nobody else may wait for a connection meanwhile, and
                     // not be polled.
                     gone.set(self.gone(lock, name));
                     tell(Doubt::Arisen);
