@@ -248,6 +248,7 @@ impl<E: Ensemble> Store for Recipe<E> {
             Some(_) => Err(Failure::Said(Refusal::NoNode)),
             None => session.children(&directory).await,
         };
+        let mut has_made_sure = false;
         loop {
             let queue = match self.link.look(listing).await {
                 Ok(names) => Queue::new(names),
@@ -255,9 +256,11 @@ impl<E: Ensemble> Store for Recipe<E> {
                 Err(refusal) => return Err(self.refused(format!("to list {lock}"), &refusal)),
             };
             let is_ours = self.own.borrow().as_ref().is_some_and(|own| queue.standing(own) == Standing::Held);
-            if !is_ours || self.is_sure_of_its_session().await {
+            // Once is enough: on a slow way it is never surer than that, and whoever works under it is told in time.
+            if !is_ours || has_made_sure || self.is_sure_of_its_session().await {
                 return Ok(queue);
             }
+            has_made_sure = true;
         }
     }
 
