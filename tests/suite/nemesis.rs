@@ -17,6 +17,8 @@ use syncd_spawn::journal::Entry;
 use tempfile::TempDir;
 
 use super::bench::{Bench, Ended, LIMIT, Run, kill_tree, send};
+use syncd_spawn::store::Random;
+
 use super::judge::{self, OnTerm, Outcome, Plan, Victim};
 use super::proxy::{Fate, Proxy, Request};
 use super::relay::Relay;
@@ -31,27 +33,19 @@ const SHORT: &str = "tickTime=500\nmaxSessionTimeout=4000";
 const SHORTER: &str = "tickTime=250\nmaxSessionTimeout=1500";
 const BEYOND_SHORT: Duration = Duration::from_secs(5);
 
-/// `SplitMix64`: small, and the same everywhere.
-struct Dice(u64);
+struct Dice(Random);
 
 impl Dice {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % end
-    }
-
     fn one_in(&mut self, number: u64) -> bool {
-        self.below(number) == 0
+        self.0.below(number) == 0
     }
 
     fn pick<T: Copy>(&mut self, of: &[T]) -> T {
-        of[usize::try_from(self.below(of.len() as u64)).expect("an index")]
+        of[self.0.index(of.len())]
     }
 
     fn millis(&mut self, end: u64) -> Duration {
-        Duration::from_millis(self.below(end))
+        Duration::from_millis(self.0.below(end))
     }
 
     /// Lets the others go on until some moment.
@@ -201,7 +195,7 @@ impl Arena {
     ) {
         thread::scope(|scope| {
             for worker in 1..=WORKERS {
-                let mut dice = Dice(seed.0 << 8 | worker);
+                let mut dice = Dice(Random(seed.0 << 8 | worker));
                 scope.spawn(move || {
                     while self.calm.get().is_none() {
                         let plan = plan(self, &mut dice);
@@ -211,7 +205,7 @@ impl Arena {
             }
             // Whatever happens, the workers are to end.
             let _done = Done(&self.calm);
-            nemesis(&mut Dice(seed.0 << 8));
+            nemesis(&mut Dice(Random(seed.0 << 8)));
             // All is well again, so the queue moves on.
             let (before, deadline) = (self.entered(), Instant::now() + LIMIT);
             while self.entered() < before + MOVES_ON {

@@ -7,6 +7,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::Duration;
 
+use syncd_spawn::store::Random;
+
 use super::bench::LIMIT;
 
 /// Requests, by their numbers in ZooKeeper's protocol.
@@ -68,7 +70,7 @@ struct State {
     /// What to lose, the first one last.
     losses: Vec<(Request, Fate)>,
     ending: Ending,
-    dice: Option<Dice>,
+    chance: Option<Random>,
     lost: usize,
     accepted: usize,
     /// By direction.
@@ -100,16 +102,16 @@ impl Proxy {
 
     /// Hangs up on one connection in ten, before or after it forwarded one of its first requests, by FIN or by RST.
     pub fn chaos(upstream: &str, seed: u64) -> Proxy {
-        Proxy::run(upstream, &[], Ending::Fin, Some(Dice(seed)))
+        Proxy::run(upstream, &[], Ending::Fin, Some(Random(seed)))
     }
 
-    fn run(upstream: &str, losses: &[(Request, Fate)], ending: Ending, dice: Option<Dice>) -> Proxy {
+    fn run(upstream: &str, losses: &[(Request, Fate)], ending: Ending, chance: Option<Random>) -> Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("bound").port();
         let state = State {
             losses: losses.iter().rev().copied().collect(),
             ending,
-            dice,
+            chance,
             lost: 0,
             accepted: 0,
             is_blackhole: [false; 2],
@@ -209,7 +211,7 @@ impl Shared {
             client: Mutex::new(Some(client.try_clone().expect("a clone"))),
             server,
             held_back: Mutex::default(),
-            doom: self.state().dice.as_mut().and_then(Dice::doom),
+            doom: self.state().chance.as_mut().and_then(doom),
         });
         self.change(|state| state.accepted += 1);
         let (shared, answering) = (Arc::clone(self), Arc::clone(&connection));
@@ -341,22 +343,10 @@ impl Frame {
     }
 }
 
-/// The same throws for the same seed (this is `SplitMix64`).
-struct Dice(u64);
-
-impl Dice {
-    fn throw(&mut self, sides: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        usize::try_from((mixed ^ (mixed >> 31)) >> 32).expect("32 bits") % sides
-    }
-
-    /// One connection in ten comes to a bad end, among the requests that a short one has.
-    fn doom(&mut self) -> Option<(usize, Fate, Ending)> {
-        let (is_doomed, number) = (self.throw(10) == 0, self.throw(5));
-        let fate = [Fate::Eaten, Fate::Unanswered][self.throw(2)];
-        let ending = [Ending::Fin, Ending::Reset][self.throw(2)];
-        is_doomed.then_some((number, fate, ending))
-    }
+/// One connection in ten comes to a bad end, among the requests that a short one has.
+fn doom(random: &mut Random) -> Option<(usize, Fate, Ending)> {
+    let (is_doomed, number) = (random.below(10) == 0, random.index(5));
+    let fate = [Fate::Eaten, Fate::Unanswered][random.index(2)];
+    let ending = [Ending::Fin, Ending::Reset][random.index(2)];
+    is_doomed.then_some((number, fate, ending))
 }
