@@ -544,7 +544,8 @@ fn who_waits_gets_in_though_the_server_was_away_meanwhile() {
     assert!(server.restart());
     let since = Instant::now();
     let next = next.ready();
-    assert!(since.elapsed() < PROMPTLY, "{:?}", since.elapsed());
+    // A server that is not quite up may have one connection wait for 8 s; what was tried in vain before is not to add its pause.
+    assert!(since.elapsed() < Duration::from_secs(14), "{:?}", since.elapsed());
     next.finish().good();
     nothing_is_left(&bench, "/x");
 }
