@@ -65,6 +65,9 @@ pub trait Session {
 
     async fn delete(&self, path: &str, version: Option<i32>) -> Result<(), Failure>;
 
+    /// Does all of it in one transaction, or nothing.
+    async fn transact(&self, operations: Vec<Operation>) -> Result<Transacted, Failure>;
+
     /// Finds out whether we may delete in a directory, where not everybody may: by making a node called `probe` there and
     /// deleting it, in one transaction that nobody sees.
     async fn may_delete(&self, directory: &str, probe: &str) -> Result<(), Failure>;
@@ -104,6 +107,44 @@ pub enum Lasting {
     Ephemeral,
 }
 
+/// A part of a transaction; a later one sees what the earlier ones did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Operation {
+    Create {
+        path: String,
+        data: Vec<u8>,
+        lasting: Lasting,
+    },
+    /// The same with the next number of its directory behind the path.
+    CreateNext {
+        prefix: String,
+        data: Vec<u8>,
+        lasting: Lasting,
+    },
+    Delete {
+        path: String,
+        version: Option<i32>,
+    },
+    Set {
+        path: String,
+        data: Vec<u8>,
+        version: Option<i32>,
+    },
+    /// Does nothing, if the node is there.
+    Check {
+        path: String,
+    },
+}
+
+/// What became of a transaction.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Transacted {
+    /// All of it was done; these are the paths of what was made, in that order.
+    Done(Vec<String>),
+    /// Nothing was done, because of the operation at this place.
+    Refused { at: usize, why: Refusal },
+}
+
 /// What a create made.
 #[derive(Debug)]
 pub struct Created {
@@ -116,6 +157,8 @@ pub struct Stat {
     /// The transaction that created it.
     pub czxid: u64,
     pub ctime: SystemTime,
+    /// When its data was written last.
+    pub mtime: SystemTime,
     pub version: i32,
 }
 
@@ -155,6 +198,8 @@ pub enum Failure {
 pub enum Refusal {
     #[error("no such node")]
     NoNode,
+    #[error("there is one already")]
+    NodeExists,
     #[error("it was written meanwhile")]
     BadVersion,
     #[error("not authorized")]

@@ -17,7 +17,9 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 pub use self::random::Random;
 use self::servers::{Answer, Request};
 pub use self::servers::{ConnectionId, Faults, Servers as MemoryServers};
-use super::ensemble::{Created, Ensemble, Failure, Lasting, Node, OpenError, Refusal, Session, SessionId, Stat, Watched};
+use super::ensemble::{
+    Created, Ensemble, Failure, Lasting, Node, OpenError, Operation, Refusal, Session, SessionId, Stat, Transacted, Watched,
+};
 use super::recipe::Recipe;
 use super::servers::{Server, Servers};
 use crate::lock::{AbsolutePath, Limit, LockPath, StoreError};
@@ -232,6 +234,13 @@ impl Session for MemorySession {
 
     async fn delete(&self, path: &str, version: Option<i32>) -> Result<(), Failure> {
         self.call(Request::Delete { path: path.to_owned(), version }).await.map(drop)
+    }
+
+    async fn transact(&self, operations: Vec<Operation>) -> Result<Transacted, Failure> {
+        match self.call(Request::Transact(operations)).await? {
+            Answer::Transacted(transacted) => Ok(transacted),
+            other => unexpected(&other),
+        }
     }
 
     /// Everybody may.

@@ -18,10 +18,13 @@ use tokio::time::timeout;
 use tracing::debug;
 use uuid::Uuid;
 use zookeeper_client::{
-    Acl, Acls, Client, CreateMode, CreateOptions, Error, EventType, MultiWriteError, Permission, SessionInfo, SessionState,
+    Acl, Acls, Client, CreateMode, CreateOptions, Error, EventType, MultiWriteError, MultiWriteResult, MultiWriter, Permission,
+    SessionInfo, SessionState,
 };
 
-use super::ensemble::{self, Created, Failure, Lasting, Node, OpenError, Refusal, SessionId, Stat, Watched};
+use super::ensemble::{
+    self, Created, Failure, Lasting, Node, OpenError, Operation, Refusal, SessionId, Stat, Transacted, Watched,
+};
 use super::recipe::Recipe;
 use super::servers::{Server, Servers};
 use crate::clock;
@@ -183,13 +186,8 @@ impl ensemble::Session for Session {
 
     async fn create(&self, prefix: &str, data: &[u8], lasting: Lasting) -> Result<Created, Failure> {
         let (path, data) = (prefix.to_owned(), data.to_vec());
-        let mode = match lasting {
-            Lasting::Persistent => CreateMode::PersistentSequential,
-            Lasting::Ephemeral => CreateMode::EphemeralSequential,
-        };
-        let options = mode.with_acls(Acls::anyone_all());
         self.call(async move |client: Client| {
-            let (stat, sequence) = client.create(&path, &data, &options).await?;
+            let (stat, sequence) = client.create(&path, &data, &next(lasting)).await?;
             Ok(Created { path: format!("{path}{sequence}"), zxid: stat.czxid.cast_unsigned() })
         })
         .await
@@ -203,6 +201,25 @@ impl ensemble::Session for Session {
     async fn delete(&self, path: &str, version: Option<i32>) -> Result<(), Failure> {
         let path = path.to_owned();
         self.call(async move |client: Client| client.delete(&path, version).await).await
+    }
+
+    async fn transact(&self, operations: Vec<Operation>) -> Result<Transacted, Failure> {
+        self.call(async move |client: Client| {
+            let mut writer = client.new_multi_writer();
+            for operation in &operations {
+                add(&mut writer, operation)?;
+            }
+            match writer.commit().await {
+                Ok(results) => Ok(Ok(Transacted::Done(results.into_iter().filter_map(path_made).collect()))),
+                Err(MultiWriteError::OperationFailed { index: at, source }) => match failure(&source) {
+                    Failure::Said(why) => Ok(Ok(Transacted::Refused { at, why })),
+                    Failure::InDoubt(cause) => Ok(Err(cause)),
+                },
+                Err(error) => Err(error.into()),
+            }
+        })
+        .await?
+        .map_err(Failure::InDoubt)
     }
 
     async fn may_delete(&self, directory: &str, probe: &str) -> Result<(), Failure> {
@@ -391,27 +408,64 @@ fn lost() -> Failure {
     Failure::InDoubt("the connection was lost".to_owned())
 }
 
+fn one(lasting: Lasting) -> CreateOptions<'static> {
+    let mode = match lasting {
+        Lasting::Persistent => CreateMode::Persistent,
+        Lasting::Ephemeral => CreateMode::Ephemeral,
+    };
+    mode.with_acls(Acls::anyone_all())
+}
+
+fn next(lasting: Lasting) -> CreateOptions<'static> {
+    let mode = match lasting {
+        Lasting::Persistent => CreateMode::PersistentSequential,
+        Lasting::Ephemeral => CreateMode::EphemeralSequential,
+    };
+    mode.with_acls(Acls::anyone_all())
+}
+
+/// The version by which the servers know that any will do.
+const ANY_VERSION: i32 = -1;
+
+fn add(writer: &mut MultiWriter<'_>, operation: &Operation) -> Result<(), Error> {
+    match operation {
+        Operation::Create { path, data, lasting } => writer.add_create(path, data, &one(*lasting)),
+        Operation::CreateNext { prefix, data, lasting } => writer.add_create(prefix, data, &next(*lasting)),
+        Operation::Delete { path, version } => writer.add_delete(path, *version),
+        Operation::Set { path, data, version } => writer.add_set_data(path, data, *version),
+        Operation::Check { path } => writer.add_check_version(path, ANY_VERSION),
+    }
+}
+
+fn path_made(result: MultiWriteResult) -> Option<String> {
+    match result {
+        MultiWriteResult::Create { path, .. } => Some(path),
+        // Its other kinds make nothing.
+        _ => None,
+    }
+}
+
 /// Whether everybody may do what a contender has to.
 fn is_open(acl: &Acl) -> bool {
     acl.scheme() == "world" && acl.permission().has(Permission::DELETE)
 }
 
 fn stat(stat: zookeeper_client::Stat) -> Stat {
-    Stat {
-        czxid: stat.czxid.cast_unsigned(),
-        ctime: SystemTime::UNIX_EPOCH + Duration::from_millis(stat.ctime.try_into().unwrap_or(0)),
-        version: stat.version,
-    }
+    Stat { czxid: stat.czxid.cast_unsigned(), ctime: time(stat.ctime), mtime: time(stat.mtime), version: stat.version }
+}
+
+fn time(milliseconds: i64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_millis(milliseconds.try_into().unwrap_or(0))
 }
 
 /// Whether this error is the server's own answer, so that nothing was changed. Anything else means "perhaps".
 fn failure(error: &Error) -> Failure {
     match error {
         Error::NoNode => Failure::Said(Refusal::NoNode),
+        Error::NodeExists => Failure::Said(Refusal::NodeExists),
         Error::BadVersion => Failure::Said(Refusal::BadVersion),
         Error::NoAuth => Failure::Said(Refusal::NoAuth),
         Error::InvalidAcl
-        | Error::NodeExists
         | Error::NotEmpty
         | Error::NoChildrenForEphemerals
         | Error::QuotaExceeded

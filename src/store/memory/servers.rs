@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::random::Random;
 use super::tree::{Change, Tree};
-use crate::store::ensemble::{Created, Lasting, Node, Refusal, SessionId, Stat, Watched};
+use crate::store::ensemble::{Created, Lasting, Node, Operation, Refusal, SessionId, Stat, Transacted, Watched};
 
 /// What may go wrong by itself, and how often. The default is that nothing does, and takes no time.
 #[derive(Clone, Copy, Debug, Default)]
@@ -40,6 +40,7 @@ pub enum Request {
     Create { prefix: String, data: Vec<u8>, lasting: Lasting },
     MakeDirectory(String),
     Delete { path: String, version: Option<i32> },
+    Transact(Vec<Operation>),
     Sync,
     Children(String),
     Stat(String),
@@ -54,6 +55,7 @@ impl fmt::Display for Request {
             Request::Create { .. } => "a create",
             Request::MakeDirectory(_) => "a directory",
             Request::Delete { .. } => "a delete",
+            Request::Transact(_) => "a transaction",
             Request::Sync => "a sync",
             Request::Children(_) => "a listing",
             Request::Stat(_) | Request::Read(_) => "a look",
@@ -66,6 +68,7 @@ impl fmt::Display for Request {
 #[derive(Debug)]
 pub enum Answer {
     Created(Created),
+    Transacted(Transacted),
     Done,
     Children(Vec<String>),
     Stat(Option<Stat>),
@@ -86,8 +89,8 @@ pub struct Servers {
     /// The order of things that are to happen: by time, and of the same time as they were found out.
     events: BTreeMap<(Instant, u64), Event>,
     event_count: u64,
-    /// Everything that was decided, in order.
-    log: Vec<Change>,
+    /// Everything that was decided, in order: all of one transaction at once.
+    log: Vec<Vec<Change>>,
     tree: Tree,
     members: Vec<Server>,
     sessions: BTreeMap<i64, Session>,
@@ -322,7 +325,12 @@ impl Servers {
         self.hear(session, server);
         let open = self.connections.get_mut(&connection).expect("just seen");
         match request {
-            Request::Create { .. } | Request::MakeDirectory(_) | Request::Delete { .. } | Request::Sync | Request::Close => {
+            Request::Create { .. }
+            | Request::MakeDirectory(_)
+            | Request::Delete { .. }
+            | Request::Transact(_)
+            | Request::Sync
+            | Request::Close => {
                 open.passed_on += 1;
                 let late = match self.goes_wrong(self.faults.late_requests) {
                     true => self.random.up_to(self.faults.late),
@@ -355,7 +363,12 @@ impl Servers {
             Request::Children(path) => tree.children(&path).map(Answer::Children),
             Request::Stat(path) => Ok(Answer::Stat(tree.stat(&path))),
             Request::Read(paths) => Ok(Answer::Nodes(paths.iter().map(|path| tree.read(path)).collect())),
-            Request::Create { .. } | Request::MakeDirectory(_) | Request::Delete { .. } | Request::Sync | Request::Close => {
+            Request::Create { .. }
+            | Request::MakeDirectory(_)
+            | Request::Delete { .. }
+            | Request::Transact(_)
+            | Request::Sync
+            | Request::Close => {
                 unreachable!("the leader decides those")
             }
         };
@@ -386,21 +399,25 @@ impl Servers {
         }
         let answer = match request {
             Request::Create { prefix, data, lasting } => {
-                self.tree.sequential(&prefix, &data, lasting, session).map(|(path, change)| {
-                    let zxid = self.write(change);
-                    Answer::Created(Created { path, zxid })
-                })
+                let create = Operation::CreateNext { prefix, data, lasting };
+                match self.transact(vec![create], session) {
+                    (Transacted::Done(mut paths), zxid) => {
+                        Ok(Answer::Created(Created { path: paths.pop().expect("it makes one"), zxid }))
+                    }
+                    (Transacted::Refused { why, .. }, _) => Err(why),
+                }
             }
             Request::MakeDirectory(path) => {
                 for change in self.tree.directories(&path) {
-                    self.write(change);
+                    self.write(vec![change]);
                 }
                 Ok(Answer::Done)
             }
-            Request::Delete { path, version } => self.tree.deletion(&path, version).map(|change| {
-                self.write(change);
-                Answer::Done
-            }),
+            Request::Delete { path, version } => match self.transact(vec![Operation::Delete { path, version }], session).0 {
+                Transacted::Done(_) => Ok(Answer::Done),
+                Transacted::Refused { why, .. } => Err(why),
+            },
+            Request::Transact(operations) => Ok(Answer::Transacted(self.transact(operations, session).0)),
             Request::Close => {
                 let is_lost = self.goes_wrong(self.faults.lost_answers);
                 let reply = self.connections.get_mut(&connection).and_then(|open| open.pending.remove(&number));
@@ -420,11 +437,33 @@ impl Servers {
         self.answer_waiting(server);
     }
 
-    fn write(&mut self, change: Change) -> u64 {
-        self.note(|| change.to_string());
-        self.log.push(change);
+    /// Decides all of it or nothing; says what came of it, and its number if it was written.
+    fn transact(&mut self, operations: Vec<Operation>, session: SessionId) -> (Transacted, u64) {
+        let mut after = self.tree.clone();
+        let (mut changes, mut paths) = (Vec::new(), Vec::new());
+        for (at, operation) in operations.into_iter().enumerate() {
+            match after.change(operation, session) {
+                Ok(change) => changes.extend(change.inspect(|change| after.apply(change, 0))),
+                Err(why) => return (Transacted::Refused { at, why }, 0),
+            }
+        }
+        for change in &changes {
+            if let Change::Create { path, .. } = change {
+                paths.push(path.clone());
+            }
+        }
+        (Transacted::Done(paths), self.write(changes))
+    }
+
+    fn write(&mut self, changes: Vec<Change>) -> u64 {
+        for change in &changes {
+            self.note(|| change.to_string());
+        }
+        self.log.push(changes);
         let zxid = self.log.len() as u64;
-        self.tree.apply(&self.log[self.log.len() - 1], zxid);
+        for change in &self.log[self.log.len() - 1] {
+            self.tree.apply(change, zxid);
+        }
         for server in 0..self.members.len() {
             let lag = self.random.up_to(self.faults.lag);
             let Server { seen_all, apart_until, down_until, .. } = &mut self.members[server];
@@ -441,18 +480,23 @@ impl Servers {
         if when > Instant::now() {
             return self.at(when, Event::See(server));
         }
-        let Some(change) = self.log.get(*seen) else { return };
+        let Some(changes) = self.log.get(*seen) else { return };
         *seen += 1;
-        tree.apply(change, *seen as u64);
-        if let Change::Delete(path) = change {
-            let path = path.clone();
-            let mut fired = Vec::new();
+        let mut fired = Vec::new();
+        for change in changes {
+            tree.apply(change, *seen as u64);
+            let (path, watched) = match change {
+                Change::Delete(path) => (path, Watched::Gone),
+                Change::Set { path, .. } => (path, Watched::There),
+                Change::Create { .. } => continue,
+            };
             for (id, open) in self.connections.iter_mut().filter(|(_, open)| open.server == server && open.is_open_there) {
-                fired.extend(open.watches.extract_if(.., |(watched, _)| *watched == path).map(|(_, number)| (*id, number)));
+                let watches = open.watches.extract_if(.., |(of, _)| of == path);
+                fired.extend(watches.map(|(_, number)| (*id, number, watched)));
             }
-            for (connection, number) in fired {
-                self.answer(connection, number, Ok(Answer::Watched(Watched::Gone)));
-            }
+        }
+        for (connection, number, watched) in fired {
+            self.answer(connection, number, Ok(Answer::Watched(watched)));
         }
         self.answer_waiting(server);
     }
@@ -579,9 +623,8 @@ impl Servers {
         if let Some(session) = self.sessions.get_mut(&id.0) {
             session.has_ended = true;
         }
-        for path in self.tree.bound_to(id) {
-            self.write(Change::Delete(path));
-        }
+        let bound = self.tree.bound_to(id).into_iter().map(Change::Delete).collect();
+        self.write(bound);
         // Its servers see it first, and tell whoever watches what went with it.
         let lost: Vec<_> = self.connections.iter().filter(|(_, open)| open.session == id).map(|(id, _)| *id).collect();
         for connection in lost {
@@ -688,7 +731,7 @@ impl Servers {
     /// Somebody deletes a node by hand.
     pub fn remove(&mut self, path: &str) {
         if let Ok(change) = self.tree.deletion(path, None) {
-            self.write(change);
+            self.write(vec![change]);
             self.removed.insert(path.to_owned());
         }
     }
@@ -709,7 +752,7 @@ impl Servers {
     /// How many nodes were ever made with this data.
     pub fn made(&self, data: &[u8]) -> usize {
         let with = |change: &&Change| matches!(change, Change::Create { data: made, .. } if made == data);
-        self.log.iter().filter(with).count()
+        self.log.iter().flatten().filter(with).count()
     }
 
     /// What the leader knows.

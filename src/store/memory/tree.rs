@@ -5,7 +5,7 @@ use std::fmt;
 use std::time::SystemTime;
 
 use crate::lock::{NodeName, Sequence};
-use crate::store::ensemble::{Lasting, Node, Refusal, SessionId, Stat};
+use crate::store::ensemble::{Lasting, Node, Operation, Refusal, SessionId, Stat};
 
 /// The nodes by their paths; the root is always there.
 #[derive(Clone, Default)]
@@ -28,6 +28,7 @@ struct Entry {
 pub enum Change {
     Create { path: String, data: Vec<u8>, session: Option<SessionId>, at: SystemTime },
     Delete(String),
+    Set { path: String, data: Vec<u8>, at: SystemTime },
 }
 
 /// Without the random part of names, so that a run that is repeated looks the same.
@@ -36,6 +37,7 @@ impl fmt::Display for Change {
         match self {
             Change::Create { path, data, .. } => write!(f, "{} is made: {}", short(path), String::from_utf8_lossy(data)),
             Change::Delete(path) => write!(f, "{} is deleted", short(path)),
+            Change::Set { path, .. } => write!(f, "{} is written", short(path)),
         }
     }
 }
@@ -49,25 +51,41 @@ pub fn short(path: &str) -> String {
 }
 
 impl Tree {
-    /// What creating the next child with this prefix means now.
-    pub fn sequential(
-        &self,
-        prefix: &str,
-        data: &[u8],
-        lasting: Lasting,
-        session: SessionId,
-    ) -> Result<(String, Change), Refusal> {
-        let parent = self.nodes.get(parent(prefix)).ok_or(Refusal::NoNode)?;
-        if parent.session.is_some() {
+    /// What an operation means now: its change, if it is one.
+    pub fn change(&self, operation: Operation, session: SessionId) -> Result<Option<Change>, Refusal> {
+        match operation {
+            Operation::Create { path, .. } if self.nodes.contains_key(&path) => Err(Refusal::NodeExists),
+            Operation::Create { path, data, lasting } => self.creation(path, data, lasting, session).map(Some),
+            Operation::CreateNext { prefix, data, lasting } => {
+                let entered = self.nodes.get(parent(&prefix)).ok_or(Refusal::NoNode)?.entered;
+                self.creation(format!("{prefix}{}", Sequence::new(entered)), data, lasting, session).map(Some)
+            }
+            Operation::Delete { path, version } => self.deletion(&path, version).map(Some),
+            Operation::Set { path, data, version } => {
+                self.expect(&path, version)?;
+                Ok(Some(Change::Set { path, data, at: SystemTime::now() }))
+            }
+            Operation::Check { path } => self.expect(&path, None).map(|_| None),
+        }
+    }
+
+    fn creation(&self, path: String, data: Vec<u8>, lasting: Lasting, session: SessionId) -> Result<Change, Refusal> {
+        if self.nodes.get(parent(&path)).ok_or(Refusal::NoNode)?.session.is_some() {
             return Err(Refusal::Other("ephemeral node can not have children".to_owned()));
         }
-        let path = format!("{prefix}{}", Sequence::new(parent.entered));
         let session = match lasting {
             Lasting::Persistent => None,
             Lasting::Ephemeral => Some(session),
         };
-        let change = Change::Create { path: path.clone(), data: data.to_vec(), session, at: SystemTime::now() };
-        Ok((path, change))
+        Ok(Change::Create { path, data, session, at: SystemTime::now() })
+    }
+
+    fn expect(&self, path: &str, version: Option<i32>) -> Result<&Entry, Refusal> {
+        let entry = self.nodes.get(path).ok_or(Refusal::NoNode)?;
+        match version {
+            Some(version) if version != entry.stat.version => Err(Refusal::BadVersion),
+            Some(_) | None => Ok(entry),
+        }
     }
 
     /// What is missing of a directory, from the top.
@@ -80,14 +98,11 @@ impl Tree {
 
     /// What deleting a node means now.
     pub fn deletion(&self, path: &str, version: Option<i32>) -> Result<Change, Refusal> {
-        let entry = self.nodes.get(path).ok_or(Refusal::NoNode)?;
-        match version {
-            Some(version) if version != entry.stat.version => Err(Refusal::BadVersion),
-            Some(_) | None if self.children(path).is_ok_and(|children| !children.is_empty()) => {
-                Err(Refusal::Other("node has not empty children".to_owned()))
-            }
-            Some(_) | None => Ok(Change::Delete(path.to_owned())),
+        self.expect(path, version)?;
+        if self.children(path).is_ok_and(|children| !children.is_empty()) {
+            return Err(Refusal::Other("node has not empty children".to_owned()));
         }
+        Ok(Change::Delete(path.to_owned()))
     }
 
     /// The nodes that end with a session.
@@ -102,10 +117,16 @@ impl Tree {
                 if let Some(parent) = self.nodes.get_mut(parent(path)) {
                     parent.entered += 1;
                 }
-                let stat = Stat { czxid: zxid, ctime: *at, version: 0 };
+                let stat = Stat { czxid: zxid, ctime: *at, mtime: *at, version: 0 };
                 self.nodes.insert(path.clone(), Entry { data: data.clone(), stat, entered: 0, session: *session });
             }
             Change::Delete(path) => _ = self.nodes.remove(path),
+            Change::Set { path, data, at } => {
+                if let Some(entry) = self.nodes.get_mut(path) {
+                    entry.data.clone_from(data);
+                    (entry.stat.mtime, entry.stat.version) = (*at, entry.stat.version + 1);
+                }
+            }
         }
     }
 
