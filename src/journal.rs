@@ -8,7 +8,7 @@ mod entry;
 
 use std::env;
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, DirBuilder, File, TryLockError};
+use std::fs::{DirBuilder, File, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -19,10 +19,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
-use nix::unistd::{Uid, geteuid, gethostname};
+use nix::unistd::{Uid, geteuid};
 
 pub use self::entry::{Entry, EntryError, Family};
-use crate::local::{Dir, Trouble, check_file_system, errno};
+use crate::local::{Dir, Trouble, boot, check_file_system, errno, host};
 use crate::lock::{AbsolutePath, LockPath};
 use crate::store::Servers;
 
@@ -305,10 +305,8 @@ pub enum Age {
 impl Entry {
     /// That of this process, now.
     pub fn of_us(servers: Servers, chroot: AbsolutePath, lock: LockPath, family: Family) -> Entry {
-        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        let host = gethostname().unwrap_or_default().to_string_lossy().replace(char::is_control, "?");
-        let (boot, pid) = (boot.trim_end().to_owned(), process::id());
-        Entry { servers, chroot, lock, family, host, boot, pid, since: SystemTime::now(), dead: None }
+        let pid = process::id();
+        Entry { servers, chroot, lock, family, host: host(), boot: boot(), pid, since: SystemTime::now(), dead: None }
     }
 }
 

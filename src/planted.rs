@@ -18,6 +18,16 @@ pub enum Mistake {
     TrustsAnOldSession,
     /// To take what any server says for the leader's word that our session lives.
     TrustsAMereLook,
+    /// To run under a mark that says one waits.
+    RunsWithoutAMark,
+    /// To remove who waits without asking whether somebody vouches for it after all.
+    BuriesTheLiving,
+    /// To remove whomever nobody vouches for, though its command may run.
+    BuriesWhoeverIsOrphaned,
+    /// To remove who has promised to stop its command before it has to.
+    BuriesTooEarly,
+    /// To work on though nobody could vouch for us as long as was promised.
+    BreaksItsPromise,
 }
 
 #[cfg(test)]

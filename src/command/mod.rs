@@ -173,7 +173,7 @@ impl Context<'_> {
     /// What the journal is to say; nothing where the server itself removes what the dead leave.
     fn entry(&self, lock: &LockPath, claim: &Claim) -> Option<Entry> {
         match (self.address, claim.lifetime) {
-            (Address::ZooKeeper { servers, chroot }, Lifetime::Spawned | Lifetime::Explicit) => {
+            (Address::ZooKeeper { servers, chroot }, Lifetime::Spawned | Lifetime::Promised { .. } | Lifetime::Explicit) => {
                 let family = Family::parse(&claim.family()).expect("a claim makes it");
                 Some(Entry::of_us(servers.clone(), chroot.clone(), lock.clone(), family))
             }
@@ -319,7 +319,7 @@ fn held_around() -> Vec<NodeName> {
 
 fn tell(address: &Address, voice: &Voice, happening: &Happening<'_>) {
     match happening {
-        Happening::Waiting { lock, predecessor, reading, ahead } => {
+        Happening::Waiting { lock, predecessor, reading, ownership: _, ahead } => {
             let who = match reading {
                 Reading::There(contender) => {
                     let since = humantime::format_rfc3339_seconds(contender.since.max(SystemTime::UNIX_EPOCH));
@@ -331,7 +331,7 @@ fn tell(address: &Address, voice: &Voice, happening: &Happening<'_>) {
             warn!("Waiting to acquire lock {lock}: behind {who}, {ahead} in front");
         }
         Happening::Queued { lock, queue, readings } => voice.tell_queue(lock, queue, readings),
-        Happening::Evicted { node, lifetime: Lifetime::Spawned | Lifetime::Explicit } => {
+        Happening::Evicted { node, lifetime: Lifetime::Spawned | Lifetime::Promised { .. } | Lifetime::Explicit } => {
             warn!("{node} was removed while we waited: queueing again at the end");
         }
         Happening::Evicted { node, lifetime: Lifetime::Session { .. } } => {

@@ -2,13 +2,16 @@
 
 use std::ffi::OsString;
 use std::fmt;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::process;
+use std::time::{Duration, SystemTime};
 
 use super::Voice;
 use crate::exit::SignalExit;
 use crate::journal::StateDir;
-use crate::lock::{AbsolutePath, Claim, Identifier, Lifetime, LockPath, Mode, NodePath, Reports};
+use crate::local::{boot, host};
+use crate::lock::{AbsolutePath, Claim, Identifier, Lifetime, LockPath, Mode, NodePath, Owner, Reports};
 use crate::report::Verbosity;
 use crate::store::{Root, Servers};
 use crate::supervise::{Orphans, Target};
@@ -72,7 +75,7 @@ impl Action {
     pub fn claim(&self) -> Option<Claim> {
         let claim = |wish: &Wish, lifetime| Claim::new(wish.mode, lifetime, wish.identifier.clone());
         match self {
-            Action::Spawn { wish, manner, .. } => Some(claim(wish, manner.lifetime())),
+            Action::Spawn { wish, words, manner, .. } => Some(claim(wish, manner.lifetime()).owned_by(us(words))),
             Action::Lock(wish) => Some(claim(wish, Lifetime::Explicit)),
             Action::Unlock { .. } | Action::List { .. } | Action::Reap { .. } | Action::Install { .. } => None,
         }
@@ -85,6 +88,13 @@ impl Action {
             Action::Unlock { .. } | Action::List { .. } | Action::Reap { .. } | Action::Install { .. } => None,
         }
     }
+}
+
+/// This process, which is going to run that command. Its arguments are left out: on the host others may see them, and here everybody
+/// could.
+fn us(words: &[OsString]) -> Owner {
+    let owner = Owner { host: host(), boot: boot(), pid: process::id(), started: SystemTime::now(), command: String::new() };
+    owner.with_command(words.first().map(|word| word.as_bytes()).unwrap_or_default())
 }
 
 /// Whether the old names are installed too.

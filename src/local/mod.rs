@@ -1,7 +1,9 @@
-//! Directories and files of this host.
+//! This host, its directories and files.
 
 mod dir;
 mod file_system;
+mod host;
 
 pub use self::dir::{Dir, Trouble, elsewhere, errno, kind};
 pub use self::file_system::check_file_system;
+pub use self::host::{boot, host};

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
 
 use super::contender::{Claim, Lifetime, NodeName, Place};
+use super::owner::Ownership;
 use super::path::{LockPath, NodePath};
 use super::queue::{Queue, Standing};
 use super::store::{Entry, Expected, Reading, Store, StoreError};
@@ -81,7 +82,7 @@ pub enum Reports {
 #[derive(Debug)]
 pub enum Happening<'a> {
     /// We are behind somebody.
-    Waiting { lock: &'a LockPath, predecessor: &'a NodeName, reading: &'a Reading, ahead: usize },
+    Waiting { lock: &'a LockPath, predecessor: &'a NodeName, reading: &'a Reading, ownership: &'a Ownership, ahead: usize },
     /// We wait, and this is the queue.
     Queued { lock: &'a LockPath, queue: &'a Queue, readings: &'a [Reading] },
     /// Our node is gone while we waited: somebody removed it, or the session that it was bound to has expired. We queue again at
@@ -199,6 +200,14 @@ async fn wait<S: Store>(
             return Err(AcquireError::Nested(lock.node(held)));
         }
         if let Limit::Once(_) = patience.limit {
+            let is_buried = tokio::select! {
+                biased;
+                is_buried = store.bury(lock, predecessor) => is_buried?,
+                end = patience.over() => return Err(over(end, lock, Some(predecessor))),
+            };
+            if is_buried {
+                continue;
+            }
             return Err(over(Over::TimedOut, lock, Some(predecessor)));
         }
         let ahead = queue.ahead_of(me).count();
@@ -206,11 +215,15 @@ async fn wait<S: Store>(
             loop {
                 match reports {
                     Reports::Predecessor { .. } => {
-                        match store.read(lock, &[predecessor.clone(), me.clone()]).await?.as_slice() {
+                        let names = [predecessor.clone(), me.clone()];
+                        let (readings, owners) = tokio::try_join!(store.read(lock, &names), store.owners(lock, &names[..1]))?;
+                        match (readings.as_slice(), owners.as_slice()) {
                             // Somebody removed ours: the next look will show it.
-                            [_, Reading::Missing] => return Ok::<(), StoreError>(()),
-                            [reading, ..] => observer(Happening::Waiting { lock, predecessor, reading, ahead }),
-                            [] => {}
+                            ([_, Reading::Missing], _) => return Ok::<(), StoreError>(()),
+                            ([reading, ..], [ownership, ..]) => {
+                                observer(Happening::Waiting { lock, predecessor, reading, ownership, ahead });
+                            }
+                            _ => {}
                         }
                         ticks.tick().await;
                     }

@@ -5,6 +5,8 @@ use std::time::{Duration, SystemTime};
 
 use uuid::Uuid;
 
+use super::owner::Owner;
+
 /// What was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -176,6 +178,9 @@ impl fmt::Display for Identifier {
 pub enum Lifetime {
     /// As long as the run that it stands for, where the store can tell.
     Spawned,
+    /// The same; and the owner promises that nobody works under it any more once it was cut off from every server for so long.
+    /// Whoever works under it has to be told so long before.
+    Promised { after: Duration, notice: Duration },
     /// It belongs to nobody, and stays until somebody removes it.
     Explicit,
     /// As long as the session that made it, where the store has sessions; elsewhere as long as the run. Whoever works under
@@ -191,6 +196,8 @@ pub struct Claim {
     pub mode: Mode,
     pub lifetime: Lifetime,
     pub identifier: Identifier,
+    /// Who stands behind it, for all who want to know; nobody does behind one that outlives its run.
+    pub owner: Option<Owner>,
 }
 
 /// The last digits of a claim's id count how often it was renewed; the others are random.
@@ -198,7 +205,12 @@ const COUNTER: u128 = 0xffff;
 
 impl Claim {
     pub fn new(mode: Mode, lifetime: Lifetime, identifier: Identifier) -> Claim {
-        Claim { id: Uuid::new_v4(), mode, lifetime, identifier }
+        Claim { id: Uuid::new_v4(), mode, lifetime, identifier, owner: None }
+    }
+
+    #[must_use]
+    pub fn owned_by(self, owner: Owner) -> Claim {
+        Claim { owner: Some(owner), ..self }
     }
 
     /// The same wish under a name that was never used: the next of its family.

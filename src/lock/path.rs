@@ -7,7 +7,7 @@ use super::contender::NodeName;
 /// The first segment that no lock may have: ZooKeeper keeps its own nodes there.
 const RESERVED_BY_ZOOKEEPER: &str = "zookeeper";
 /// The side tree of this program, beside the locks of a chroot.
-const RESERVED_BY_US: &str = ".syncd-spawn";
+pub const SIDE_TREE: &str = ".syncd-spawn";
 
 /// An absolute path: `/` alone, or segments that every store can hold.
 ///
@@ -100,7 +100,7 @@ impl AbsolutePath {
 
     /// The first segment, if it belongs to ZooKeeper itself or to this program.
     pub fn reserved(&self) -> Option<&str> {
-        Some(self.first_segment()).filter(|first| [RESERVED_BY_ZOOKEEPER, RESERVED_BY_US].contains(first))
+        Some(self.first_segment()).filter(|first| [RESERVED_BY_ZOOKEEPER, SIDE_TREE].contains(first))
     }
 
     fn first_segment(&self) -> &str {

@@ -8,13 +8,14 @@ use std::time::Duration;
 use humantime::format_duration;
 
 use super::contender::{Claim, Contender, Lifetime, NodeName, Place};
+use super::owner::Ownership;
 use super::path::{LockPath, NodePath};
 use super::queue::Queue;
 
 /// A place that keeps queues.
 ///
-/// Only [`contenders`](Store::contenders), [`read`](Store::read), [`gone`](Store::gone) and [`lost`](Store::lost) may be
-/// dropped before they are ready: they only read. So a timeout or a signal has one clean-up: [`leave`](Store::leave).
+/// Only [`enter`](Store::enter) and [`leave`](Store::leave) must not be dropped before they are ready: the others read, or
+/// write what can be written again. So a timeout or a signal has one clean-up: [`leave`](Store::leave).
 #[allow(async_fn_in_trait, reason = "one thread, and the caller is generic over the store: no Send is needed")]
 pub trait Store {
     /// Adds us at the end of the queue exactly once, whatever is lost on the way; makes the lock's directory where it is missing.
@@ -32,6 +33,17 @@ pub trait Store {
 
     /// What these contenders tell about themselves, in the order asked. Waits out an outage.
     async fn read(&self, lock: &LockPath, names: &[NodeName]) -> Result<Vec<Reading>, StoreError>;
+
+    /// Whether somebody stands behind these contenders, in the order asked. Waits out an outage.
+    async fn owners(&self, _lock: &LockPath, names: &[NodeName]) -> Result<Vec<Ownership>, StoreError> {
+        Ok(vec![Ownership::Unknown; names.len()])
+    }
+
+    /// Removes a contender in front of us if nobody vouches for it and nothing can run under it; says whether it did. One look,
+    /// for those who cannot wait: [`gone`](Store::gone) does the same.
+    async fn bury(&self, _lock: &LockPath, _name: &NodeName) -> Result<bool, StoreError> {
+        Ok(false)
+    }
 
     /// Returns once that node may be gone, at once if it is. Arms its watch before it looks; survives reconnects and new
     /// sessions.
@@ -94,6 +106,8 @@ pub enum Expected {
     Anything,
     /// The node as it was read.
     Version(i32),
+    /// The node as it was read, and nobody who vouches for it.
+    Orphaned(i32),
 }
 
 /// What a removal found.

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
@@ -13,8 +13,8 @@ use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::World;
 use crate::lock::{
-    AcquireError, Claim, Doubt, Expected, Happening, Identifier, Lifetime, Limit, LockPath, Loss, Mode, NodePath, Patience,
-    Place, Reading, Removal, Reports, Store, StoreError, acquire, hold,
+    AcquireError, Claim, Doubt, Expected, Happening, Identifier, Lifetime, Limit, LockPath, Loss, Mode, NodePath, Owner,
+    Patience, Place, Reading, Removal, Reports, Store, StoreError, acquire, hold,
 };
 use crate::store::Memory;
 
@@ -84,6 +84,11 @@ impl Contender {
     /// Whether its lock lives by its session.
     pub fn is_bound(&self) -> bool {
         matches!(self.lifetime, Lifetime::Session { .. })
+    }
+
+    /// Whether somebody else may remove its node once its session has ended.
+    fn is_owned(&self) -> bool {
+        self.lifetime != Lifetime::Explicit
     }
 
     pub fn is_done(&self) -> bool {
@@ -156,14 +161,29 @@ impl Contender {
         }
     }
 
+    fn owner(&self) -> Owner {
+        let pid = u32::try_from(self.client()).expect("a small number");
+        Owner {
+            host: "memory".to_owned(),
+            boot: "0".to_owned(),
+            pid,
+            started: SystemTime::UNIX_EPOCH,
+            command: "work".to_owned(),
+        }
+    }
+
     async fn contend(&self, world: &World, store: &Memory, identifier: &str, limit: Limit, work: Duration) {
         let claim = Claim::new(self.mode, self.lifetime, Identifier(identifier.as_bytes().to_vec()));
+        let claim = match self.lifetime {
+            Lifetime::Explicit => claim,
+            Lifetime::Spawned | Lifetime::Promised { .. } | Lifetime::Session { .. } => claim.owned_by(self.owner()),
+        };
         let mut observer = |happening: Happening<'_>| match happening {
             Happening::Waiting { predecessor, .. } => {
                 world.log(|| format!("{} is behind {}", self.number, predecessor.sequence()));
             }
             Happening::Evicted { node, .. } => {
-                world.judge.borrow_mut().is_evicted(self.number, self.client(), &node, self.is_bound());
+                world.judge.borrow_mut().is_evicted(self.number, self.client(), &node, self.is_owned());
             }
             Happening::NearlyUsedUp { .. } | Happening::Queued { .. } => {}
             Happening::LeftBehind { error } => {
@@ -196,7 +216,7 @@ impl Contender {
         let node = self.lock.node(&place.name);
         self.node.set(Some(node.clone()));
         let released = match self.lifetime {
-            Lifetime::Spawned | Lifetime::Session { .. } => {
+            Lifetime::Spawned | Lifetime::Promised { .. } | Lifetime::Session { .. } => {
                 hold(store, &node, self.work(world, store, identifier, &node, work)).await.1
             }
             Lifetime::Explicit => self.unlock(world, identifier, &node, work).await,

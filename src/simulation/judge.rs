@@ -185,12 +185,12 @@ impl Judge {
     }
 
     /// It says that its node was removed while it waited.
-    pub fn is_evicted(&mut self, number: u64, client: u64, node: &NodePath, is_bound: bool) {
+    pub fn is_evicted(&mut self, number: u64, client: u64, node: &NodePath, is_owned: bool) {
         self.log(|| format!("{number} was evicted: {}", node.name.sequence()));
         let path = format!("/memory{}/{}", node.lock, node.name);
         let (was_removed, has_lost_a_session) =
             self.ensemble.at_the_servers(|servers| (servers.was_removed(&path), servers.has_lost_a_session(client)));
-        let is_gone = was_removed || is_bound && has_lost_a_session;
+        let is_gone = was_removed || is_owned && has_lost_a_session;
         if !is_gone {
             self.objects(|| format!("{number} says that its node {} was removed, which nobody did", node.name.sequence()));
         }

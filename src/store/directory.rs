@@ -173,7 +173,9 @@ impl Directory {
         }
         let name = NodeName::parse(&name).expect("it is made of a mark and ten digits");
         match claim.lifetime {
-            Lifetime::Spawned | Lifetime::Session { .. } => self.held.borrow_mut().push((name.clone(), Rc::new(file))),
+            Lifetime::Spawned | Lifetime::Promised { .. } | Lifetime::Session { .. } => {
+                self.held.borrow_mut().push((name.clone(), Rc::new(file)));
+            }
             Lifetime::Explicit => {}
         }
         Ok(Place { name, token })
@@ -405,7 +407,7 @@ fn next_sequence(names: &[String]) -> Sequence {
 
 fn mode_of(lifetime: Lifetime) -> u32 {
     match lifetime {
-        Lifetime::Spawned | Lifetime::Session { .. } => 0o666 | libc::S_ISVTX,
+        Lifetime::Spawned | Lifetime::Promised { .. } | Lifetime::Session { .. } => 0o666 | libc::S_ISVTX,
         Lifetime::Explicit => 0o666,
     }
 }

@@ -5,8 +5,10 @@
 //! cannot be told from one that never left.
 
 mod bound;
+mod burial;
 mod entering;
 mod link;
+mod owned;
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, pending};
@@ -14,14 +16,17 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout_at};
+use tracing::info;
 
-use self::bound::Bound;
+use self::bound::{Bound, Tie};
+use self::burial::Orphan;
 use self::entering::Entering;
 use self::link::Link;
+use self::owned::{Own, SideTree};
 use super::ensemble::{Ensemble, Failure, Node, Refusal, Session, Stat, Watched};
 use crate::lock::{
     AbsolutePath, Claim, Contender, Doubt, Entry, Expected, FencingToken, Identifier, Lifetime, Limit, LockPath, Loss,
-    NodeName, Place, Queue, Reading, Removal, Standing, Store, StoreError,
+    NodeName, Ownership, Place, Queue, Reading, Removal, Standing, Store, StoreError,
 };
 use crate::planted::{Mistake, planted};
 
@@ -39,9 +44,14 @@ pub struct Recipe<E: Ensemble> {
     release_timeout: Duration,
     /// What may stand in a lock's directory of ours besides the node that we know (rule R4).
     loose: RefCell<Vec<Loose>>,
-    /// The session that a contender of ours is bound to, and which one that is.
+    /// What the contender of ours is bound to that we work under, or want to, and which one that is.
     bound: Cell<Option<Bound>>,
-    own: RefCell<Option<NodeName>>,
+    own: RefCell<Option<Rc<Own>>>,
+    side: Cell<SideTree>,
+    /// What was listed together with our first look at our own node.
+    first_look: RefCell<Option<Vec<String>>>,
+    has_forgotten_the_removed: Cell<bool>,
+    orphan: RefCell<Option<Orphan>>,
 }
 
 struct Loose {
@@ -70,6 +80,10 @@ impl<E: Ensemble> Recipe<E> {
             loose: RefCell::default(),
             bound: Cell::default(),
             own: RefCell::default(),
+            side: Cell::new(SideTree::Untried),
+            first_look: RefCell::default(),
+            has_forgotten_the_removed: Cell::default(),
+            orphan: RefCell::default(),
         };
         let is_connected = match limit {
             Limit::Once(until) => timeout_at(until, store.link.connect_once()).await.unwrap_or_default(),
@@ -102,6 +116,32 @@ impl<E: Ensemble> Recipe<E> {
             self.link.give_up(session, cause).await;
         }
         watched
+    }
+
+    /// What is to be done while somebody in front of us, or ourselves, is there: to vouch for ourselves in every session, and to
+    /// bury whoever nobody vouches for.
+    async fn tend(
+        &self,
+        session: &Rc<E::Session>,
+        lock: &LockPath,
+        name: &NodeName,
+        is_ours: bool,
+    ) -> Result<Watched, Failure> {
+        match self.vouch(session).await {
+            Ok(_) => {}
+            Err(Failure::Said(refusal)) => info!("cannot vouch for our node in {lock}: {refusal}"),
+            Err(failure) => return Err(failure),
+        }
+        if is_ours || self.own().is_none() {
+            return pending().await;
+        }
+        if !self.has_forgotten_the_removed.get() {
+            match self.forget_the_removed(session, lock).await {
+                Ok(()) | Err(Failure::Said(_)) => self.has_forgotten_the_removed.set(true),
+                Err(failure) => return Err(failure),
+            }
+        }
+        self.bury_in_time(session, lock, name).await
     }
 
     /// Ready when a look finds nothing, or no answer: for a wake-up that was missed, and a client that hangs.
@@ -157,15 +197,11 @@ impl<E: Ensemble> Recipe<E> {
         let directory = self.directory(lock);
         for family in self.loose_in(lock) {
             for place in self.find(session, &directory, &family).await? {
-                if Some(&place.name) == keep {
-                    continue;
-                }
-                let path = format!("{directory}/{}", place.name);
-                match self.link.ask(session, session.delete(&path, None)).await {
-                    Ok(()) | Err(Failure::Said(Refusal::NoNode)) => {}
-                    Err(failure) => return Err(failure),
+                if Some(&place.name) != keep {
+                    self.remove_once(session, lock, &place.name, Expected::Anything).await?;
                 }
             }
+            self.forget_family(session, &family, keep).await?;
         }
         Ok(())
     }
@@ -206,23 +242,16 @@ impl<E: Ensemble> Recipe<E> {
         expected: Expected,
         until: Instant,
     ) -> Result<Removal, StoreError> {
-        let path = format!("{}/{name}", self.directory(lock));
         let not_removed = |cause: String| StoreError::NotRemoved { node: lock.node(name), place: self.link.place(), cause };
-        let version = match expected {
-            Expected::Anything => None,
-            Expected::Version(version) => Some(version),
-        };
         let mut in_doubt = false;
         loop {
             let Ok(session) = timeout_at(until, self.link.session()).await else {
                 return Err(not_removed(self.link.trouble()));
             };
-            match self.link.ask(&session, session.delete(&path, version)).await {
-                Ok(()) => return Ok(Removal::Removed),
+            match self.remove_once(&session, lock, name, expected).await {
                 // The name is never used again, so it is our own delete that was carried out.
-                Err(Failure::Said(Refusal::NoNode)) if in_doubt => return Ok(Removal::Removed),
-                Err(Failure::Said(Refusal::NoNode)) => return Ok(Removal::Missing),
-                Err(Failure::Said(Refusal::BadVersion)) => return Ok(Removal::Changed),
+                Ok(Removal::Missing) if in_doubt => return Ok(Removal::Removed),
+                Ok(removal) => return Ok(removal),
                 Err(Failure::Said(refusal)) => return Err(not_removed(refusal.to_string())),
                 Err(Failure::InDoubt(_)) if planted(Mistake::DeletesOnlyOnce) => return Ok(Removal::Removed),
                 Err(Failure::InDoubt(_)) => in_doubt = true,
@@ -233,34 +262,40 @@ impl<E: Ensemble> Recipe<E> {
 
 impl<E: Ensemble> Store for Recipe<E> {
     async fn enter(&self, lock: &LockPath, claim: &Claim, give_up: impl Future<Output = ()>) -> Result<Entry, StoreError> {
-        let entry = Entering::new(self, lock, claim).enter(give_up).await;
-        if let Ok(Entry::In(place)) = &entry {
-            self.own.replace(Some(place.name.clone()));
-        }
-        entry
+        Entering::new(self, lock, claim).enter(give_up).await
     }
 
     async fn contenders(&self, lock: &LockPath) -> Result<Queue, StoreError> {
         let directory = self.directory(lock);
         let listing = async |session: &E::Session| match self.bound.get() {
-            Some(bound) if bound.session == session.id() => self.while_bound(session, lock, session.children(&directory)).await,
-            // The session has ended, and our node with it, whatever is listed yet.
-            Some(_) => Err(Failure::Said(Refusal::NoNode)),
-            None => session.children(&directory).await,
+            Some(Bound { to: Tie::Session(id), .. }) => match id == session.id() {
+                true => self.while_bound(session, lock, session.children(&directory)).await,
+                // The session has ended, and our node with it, whatever is listed yet.
+                false => Err(Failure::Said(Refusal::NoNode)),
+            },
+            Some(Bound { to: Tie::Promise, .. }) | None => session.children(&directory).await,
         };
         let mut has_made_sure = false;
         loop {
-            let queue = match self.link.look(listing).await {
+            let first_look = self.first_look.take();
+            let listed = match first_look {
+                Some(names) => Ok(names),
+                None => self.link.look(listing).await,
+            };
+            let queue = match listed {
                 Ok(names) => Queue::new(names),
                 Err(Refusal::NoNode) => return Err(StoreError::NoLock(lock.clone())),
                 Err(refusal) => return Err(self.refused(format!("to list {lock}"), &refusal)),
             };
-            let is_ours = self.own.borrow().as_ref().is_some_and(|own| queue.standing(own) == Standing::Held);
-            // Once is enough: on a slow way it is never surer than that, and whoever works under it is told in time.
-            if !is_ours || has_made_sure || self.is_sure_of_its_session().await {
-                return Ok(queue);
+            if !self.mark(lock, &queue).await? {
+                continue;
             }
-            has_made_sure = true;
+            let ours = self.own().filter(|own| own.lock == *lock && queue.standing(&own.name) == Standing::Held);
+            // Once is enough: on a slow way it is never surer than that, and whoever works under it is told in time.
+            match ours {
+                Some(own) if !has_made_sure && !self.is_sure(lock, &own.name).await? => has_made_sure = true,
+                Some(_) | None => return Ok(queue),
+            }
         }
     }
 
@@ -284,14 +319,35 @@ impl<E: Ensemble> Store for Recipe<E> {
         Ok(readings)
     }
 
+    async fn owners(&self, _lock: &LockPath, names: &[NodeName]) -> Result<Vec<Ownership>, StoreError> {
+        let refused = |refusal| self.refused(format!("to read {}", self.side_tree()), &refusal);
+        self.find_owners(names).await.map_err(refused)
+    }
+
+    async fn bury(&self, lock: &LockPath, name: &NodeName) -> Result<bool, StoreError> {
+        loop {
+            let session = self.link.session().await;
+            match self.bury_once(&session, lock, name).await {
+                Ok(is_buried) => return Ok(is_buried),
+                Err(Failure::InDoubt(_)) => {}
+                Err(Failure::Said(refusal)) => {
+                    info!("cannot look after {}: {refusal}", lock.node(name));
+                    return Ok(false);
+                }
+            }
+        }
+    }
+
     async fn gone(&self, lock: &LockPath, name: &NodeName) -> Result<(), StoreError> {
         let path = format!("{}/{name}", self.directory(lock));
+        let is_ours = self.own().is_some_and(|own| own.name == *name);
         loop {
             let session = self.link.session().await;
             let outcome = tokio::select! {
                 biased;
                 watched = self.watch(&session, &path) => watched,
                 looked = self.look_now_and_then(&session, &path) => looked.map(|()| Watched::Gone),
+                tended = self.tend(&session, lock, name, is_ours) => tended,
             };
             match outcome {
                 Ok(Watched::Gone) => return Ok(()),
@@ -310,6 +366,11 @@ impl<E: Ensemble> Store for Recipe<E> {
         lifetime: Lifetime,
         tell: &mut dyn FnMut(Doubt),
     ) -> Result<Loss, StoreError> {
+        let lifetime = match lifetime {
+            // A promise that nobody could be told of binds nobody.
+            Lifetime::Promised { .. } if self.bound.get().is_none() => Lifetime::Spawned,
+            lifetime => lifetime,
+        };
         match lifetime {
             Lifetime::Spawned | Lifetime::Explicit => {
                 self.gone(lock, name).await?;
@@ -320,13 +381,15 @@ impl<E: Ensemble> Store for Recipe<E> {
                 }
                 Ok(Loss::Removed)
             }
-            Lifetime::Session { .. } => self.lost_with_its_session(lock, name, tell).await,
+            Lifetime::Promised { .. } | Lifetime::Session { .. } => self.lost_with_what_it_is_bound_to(lock, name, tell).await,
         }
     }
 
     async fn leave(&self, lock: &LockPath, name: &NodeName, expected: Expected) -> Result<Removal, StoreError> {
         let until = Instant::now() + self.release_timeout;
-        let Some(bound) = self.bound.get() else { return self.leave_until(until, lock, name, expected).await };
+        let Some(bound) = self.bound.get().filter(|bound| bound.to != Tie::Promise) else {
+            return self.leave_until(until, lock, name, expected).await;
+        };
         // What cannot be removed before the session may have expired goes with it.
         let until = until.min(Instant::now() + bound.safe_until().saturating_sub(self.link.clock()));
         if let Ok(Ok(removal)) = timeout_at(until, self.leave_until(until, lock, name, expected)).await {

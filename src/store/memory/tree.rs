@@ -35,17 +35,21 @@ pub enum Change {
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Change::Create { path, data, .. } => write!(f, "{} is made: {}", short(path), String::from_utf8_lossy(data)),
+            Change::Create { path, data, .. } => {
+                write!(f, "{} is made: {}", short(path), String::from_utf8_lossy(data).lines().next().unwrap_or_default())
+            }
             Change::Delete(path) => write!(f, "{} is deleted", short(path)),
             Change::Set { path, .. } => write!(f, "{} is written", short(path)),
         }
     }
 }
 
-/// A path with a contender's name cut to its number.
+/// A path with a contender's name cut to its number, and what begins as one without that beginning.
 pub fn short(path: &str) -> String {
-    match path.rsplit_once('/').and_then(|(front, name)| Some((front, NodeName::parse(name)?))) {
-        Some((front, name)) => format!("{front}/{}", name.sequence()),
+    let Some((front, name)) = path.rsplit_once('/') else { return path.to_owned() };
+    match NodeName::parse(name) {
+        Some(name) => format!("{front}/{}", name.sequence()),
+        None if name.len() >= 32 => format!("{front}/…{}", &name[32..]),
         None => path.to_owned(),
     }
 }

@@ -1,0 +1,332 @@
+//! What the dead have left: how it is recognized, and removed so that it loses against whoever is alive after all.
+//!
+//! A contender is removed in one transaction with making its marker and deleting it again. That is refused while the marker
+//! lives; and it leaves nothing behind.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use tracing::{info, warn};
+
+use super::owned::{Outcome, Part, TESTIMONY};
+use super::{LOOK_AGAIN, Recipe};
+use crate::lock::{Expected, LockPath, Mark, NodeName, Ownership, Queue, Removal, Testimony, Verdict, id_of, verdict};
+use crate::planted::{Mistake, planted};
+use crate::store::ensemble::{Ensemble, Failure, Lasting, Node, Operation, Refusal, Session, Watched};
+
+/// Somebody in front of us whom nobody vouches for, and how long we have seen that.
+#[derive(Clone)]
+pub struct Orphan {
+    name: NodeName,
+    /// By the ensemble's clock.
+    since: Duration,
+    /// Of its testimony, which is written whenever somebody vouches for it again.
+    version: i32,
+}
+
+/// What was found of somebody in front of us.
+enum Finding {
+    Gone,
+    /// Somebody vouches for it, or nobody ever did.
+    Alive,
+    Orphaned {
+        version: i32,
+        testimony: Option<(Option<Testimony>, i32)>,
+    },
+}
+
+impl<E: Ensemble> Recipe<E> {
+    /// Asks once for a node's removal, together with what its owner has the servers keep.
+    pub(super) async fn remove_once(
+        &self,
+        session: &Rc<E::Session>,
+        lock: &LockPath,
+        name: &NodeName,
+        expected: Expected,
+    ) -> Result<Removal, Failure> {
+        self.remove_with(session, lock, name, expected, None).await
+    }
+
+    /// The same if its testimony has that version.
+    async fn remove_with(
+        &self,
+        session: &Rc<E::Session>,
+        lock: &LockPath,
+        name: &NodeName,
+        expected: Expected,
+        testimony: Option<i32>,
+    ) -> Result<Removal, Failure> {
+        let path = format!("{}/{name}", self.directory(lock));
+        let (version, is_orphaned) = match expected {
+            Expected::Anything => (None, false),
+            Expected::Version(version) => (Some(version), false),
+            Expected::Orphaned(version) => (Some(version), true),
+        };
+        let is_ours_without = self.own().is_some_and(|own| own.name == *name && own.vouched.is_none());
+        let id = id_of(name).filter(|_| !is_ours_without);
+        let mut tells = id.is_some();
+        loop {
+            let mut operations = Vec::new();
+            if let Some(id) = id.filter(|_| is_orphaned) {
+                operations.extend(self.tomb(id));
+            }
+            operations.push((Part::Contender, Operation::Delete { path: path.clone(), version }));
+            if let Some(id) = id.filter(|_| tells) {
+                let delete = Operation::Delete { path: self.testimony(id), version: testimony };
+                operations.push((Part::Testimony, delete));
+            }
+            return match self.transact(session, operations).await? {
+                Outcome::Done(_) => Ok(Removal::Removed),
+                Outcome::Refused(Part::Contender, Refusal::NoNode) => {
+                    if let (Some(id), Expected::Anything) = (id, expected) {
+                        self.forget(session, id).await?;
+                    }
+                    Ok(Removal::Missing)
+                }
+                // Somebody lives; or there is no side tree any more, and nobody can tell.
+                Outcome::Refused(Part::Marker, Refusal::NodeExists | Refusal::NoNode)
+                | Outcome::Refused(Part::Contender | Part::Testimony, Refusal::BadVersion) => Ok(Removal::Changed),
+                // It never told anything, or nobody may delete what it told.
+                Outcome::Refused(Part::Testimony, _) if testimony.is_none() => {
+                    tells = false;
+                    continue;
+                }
+                Outcome::Refused(Part::Testimony, Refusal::NoNode) => Ok(Removal::Changed),
+                Outcome::Refused(_, why) => Err(Failure::Said(why)),
+            };
+        }
+    }
+
+    /// Refused if there is a marker; does nothing if there is none.
+    fn tomb(&self, id: &str) -> Vec<(Part, Operation)> {
+        if planted(Mistake::BuriesTheLiving) {
+            return Vec::new();
+        }
+        let path = self.marker(id);
+        vec![
+            (Part::Marker, Operation::Create { path: path.clone(), data: Vec::new(), lasting: Lasting::Persistent }),
+            (Part::Marker, Operation::Delete { path, version: None }),
+        ]
+    }
+
+    /// A contender of ours was removed by somebody who knows nothing of testimonies.
+    async fn forget(&self, session: &Rc<E::Session>, id: &str) -> Result<(), Failure> {
+        match self.link.ask(session, session.delete(&self.testimony(id), None)).await {
+            Ok(()) | Err(Failure::Said(_)) => Ok(()),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// Forgets what those of this family have told whose contender is gone.
+    pub(super) async fn forget_family(
+        &self,
+        session: &Rc<E::Session>,
+        family: &str,
+        keep: Option<&NodeName>,
+    ) -> Result<(), Failure> {
+        let names = match self.link.ask(session, session.children(&self.side_tree())).await {
+            Ok(names) => names,
+            Err(Failure::Said(_)) => return Ok(()),
+            Err(failure) => return Err(failure),
+        };
+        let keep = keep.and_then(id_of);
+        for id in names.iter().filter_map(|name| name.strip_suffix(TESTIMONY)) {
+            if id.starts_with(family) && Some(id) != keep {
+                self.forget(session, id).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at who stands in front of us, in an order that matters: a testimony that is not written again afterwards proves that
+    /// the marker has been missing since.
+    async fn find_orphan(&self, session: &Rc<E::Session>, lock: &LockPath, name: &NodeName) -> Result<Finding, Failure> {
+        let Some(id) = id_of(name) else { return Ok(Finding::Alive) };
+        let paths = vec![self.testimony(id), self.marker(id), format!("{}/{name}", self.directory(lock))];
+        let mut nodes = self.link.ask(session, session.read(paths)).await?.into_iter();
+        let (Some(testimony), Some(marker), Some(contender)) = (nodes.next(), nodes.next(), nodes.next()) else {
+            return Ok(Finding::Alive);
+        };
+        Ok(match (contender, marker, testimony) {
+            (Err(Refusal::NoNode), _, _) => Finding::Gone,
+            (Ok(Node { stat, .. }), Err(Refusal::NoNode), testimony) => {
+                let testimony = testimony.ok().map(|node| (Testimony::parse(&node.data), node.stat.version));
+                match (Mark::of(stat.version), &testimony) {
+                    (Mark::None, None) => Finding::Alive,
+                    _ => Finding::Orphaned { version: stat.version, testimony },
+                }
+            }
+            _ => Finding::Alive,
+        })
+    }
+
+    /// One look at who stands in front of us. Ready with what is to be done next: nothing any more, or another look after a time.
+    async fn bury_if_orphaned(&self, session: &Rc<E::Session>, lock: &LockPath, name: &NodeName) -> Result<Next, Failure> {
+        let (version, testimony) = match self.find_orphan(session, lock, name).await? {
+            Finding::Gone => return Ok(Next::Gone),
+            Finding::Alive => {
+                self.orphan.take();
+                return Ok(Next::Look);
+            }
+            Finding::Orphaned { version, testimony } => (version, testimony),
+        };
+        let now = self.link.clock();
+        let told = testimony.as_ref().map_or(0, |(_, version)| *version);
+        let known = self.orphan.take().filter(|orphan| orphan.name == *name && orphan.version == told);
+        let orphan = known.unwrap_or_else(|| Orphan { name: name.clone(), since: now, version: told });
+        self.orphan.replace(Some(orphan.clone()));
+        let abandon_after = testimony.as_ref().and_then(|(testimony, _)| testimony.as_ref()?.abandon_after);
+        let mark = if planted(Mistake::BuriesWhoeverIsOrphaned) { Mark::Waiting } else { Mark::of(version) };
+        let (bound_to, after) = match verdict(mark, abandon_after) {
+            Verdict::Bury => (None, Duration::ZERO),
+            Verdict::BuryAfter(_) if planted(Mistake::BuriesTooEarly) => (Some(told), Duration::ZERO),
+            Verdict::BuryAfter(time) => (Some(told), time),
+            Verdict::Leave => {
+                self.tell_that_it_is_orphaned(session, name, testimony).await?;
+                return Ok(Next::LookAfter(LOOK_AGAIN));
+            }
+        };
+        let left = (orphan.since + after).saturating_sub(now);
+        if !left.is_zero() {
+            self.tell_that_it_is_orphaned(session, name, testimony).await?;
+            return Ok(Next::LookAfter(left.min(LOOK_AGAIN)));
+        }
+        match self.remove_with(session, lock, name, Expected::Orphaned(version), bound_to).await? {
+            Removal::Removed => {
+                self.orphan.take();
+                let node = lock.node(name);
+                match bound_to {
+                    None => info!("removed {node}: it waited, and nobody vouches for it any more"),
+                    Some(_) => {
+                        warn!("removed {node}: its owner was to stop its command by now, and has not vouched for it since")
+                    }
+                }
+                Ok(Next::Gone)
+            }
+            Removal::Missing => Ok(Next::Gone),
+            Removal::Changed | Removal::LeftToSession => Ok(Next::Look),
+        }
+    }
+
+    /// Writes down that it was found orphaned: the servers note when.
+    async fn tell_that_it_is_orphaned(
+        &self,
+        session: &Rc<E::Session>,
+        name: &NodeName,
+        testimony: Option<(Option<Testimony>, i32)>,
+    ) -> Result<(), Failure> {
+        let (Some(id), Some((Some(testimony), version))) = (id_of(name), testimony) else { return Ok(()) };
+        if testimony.is_orphaned {
+            return Ok(());
+        }
+        let data = Testimony { is_orphaned: true, ..testimony }.to_string().into_bytes();
+        let mut operations = self.tomb(id);
+        let set = Operation::Set { path: self.testimony(id), data, version: Some(version) };
+        operations.push((Part::Testimony, set));
+        if let Outcome::Done(_) = self.transact(session, operations).await? {
+            // Not by its owner, so it does not count.
+            if let Some(orphan) = self.orphan.borrow_mut().as_mut().filter(|orphan| orphan.version == version) {
+                orphan.version = version.wrapping_add(1);
+            }
+        }
+        Ok(())
+    }
+
+    /// [`Store::bury`](crate::lock::Store::bury), in one session.
+    pub(super) async fn bury_once(&self, session: &Rc<E::Session>, lock: &LockPath, name: &NodeName) -> Result<bool, Failure> {
+        self.vouch(session).await?;
+        Ok(matches!(self.bury_if_orphaned(session, lock, name).await?, Next::Gone))
+    }
+
+    /// Ready once somebody in front of us is gone because nobody vouches for it.
+    pub(super) async fn bury_in_time(
+        &self,
+        session: &Rc<E::Session>,
+        lock: &LockPath,
+        name: &NodeName,
+    ) -> Result<Watched, Failure> {
+        let Some(id) = id_of(name) else { return std::future::pending().await };
+        let marker = self.marker(id);
+        loop {
+            if self.watch(session, &marker).await? == Watched::There {
+                continue;
+            }
+            let next = match self.bury_if_orphaned(session, lock, name).await {
+                Err(Failure::Said(refusal)) => {
+                    info!("cannot look after {}: {refusal}", lock.node(name));
+                    Next::Look
+                }
+                next => next?,
+            };
+            match next {
+                Next::Gone => return Ok(Watched::Gone),
+                Next::Look => tokio::time::sleep(LOOK_AGAIN).await,
+                Next::LookAfter(time) => self.link.reaches(self.link.clock() + time).await,
+            }
+        }
+    }
+
+    /// Whether somebody stands behind each of these.
+    pub(super) async fn find_owners(&self, names: &[NodeName]) -> Result<Vec<Ownership>, Refusal> {
+        let mut owners = Vec::with_capacity(names.len());
+        for flight in names.chunks(super::FLIGHT / 2) {
+            let ids: Vec<_> = flight.iter().map(|name| id_of(name).unwrap_or("none")).collect();
+            let paths: Vec<_> = ids.iter().flat_map(|id| [self.marker(id), self.testimony(id)]).collect();
+            let nodes = self.link.look(async |session| session.read(paths.clone()).await).await?;
+            for pair in nodes.chunks(2) {
+                owners.push(match pair {
+                    [Ok(marker), _] => match Testimony::parse(&marker.data) {
+                        Some(testimony) => Ownership::Owned(testimony.owner),
+                        None => Ownership::Unknown,
+                    },
+                    [Err(Refusal::NoNode), Ok(node)] => {
+                        let testimony = Testimony::parse(&node.data);
+                        let since = testimony.as_ref().filter(|testimony| testimony.is_orphaned).map(|_| node.stat.mtime);
+                        Ownership::Orphaned { owner: testimony.map(|testimony| testimony.owner), since }
+                    }
+                    _ => Ownership::Unknown,
+                });
+            }
+        }
+        Ok(owners)
+    }
+
+    /// Forgets what those have told whose contender in this lock was removed by somebody who knows nothing of testimonies, and
+    /// who could not do it themselves. Whoever has to wait has time for it, once.
+    pub(super) async fn forget_the_removed(&self, session: &Rc<E::Session>, lock: &LockPath) -> Result<(), Failure> {
+        let (side_tree, directory) = (self.side_tree(), self.directory(lock));
+        // In this order: who is not in the queue after it had a testimony is gone for good.
+        let (told, queue) = self
+            .link
+            .ask(session, async {
+                let (told, queue) = tokio::join!(session.children(&side_tree), session.children(&directory));
+                Ok((told?, queue?))
+            })
+            .await?;
+        let queue = Queue::new(queue);
+        let is_queueing = |id: &str| queue.contenders().iter().any(|name| id_of(name) == Some(id));
+        let lives = |id: &str| told.iter().any(|name| name == id);
+        let strays = told.iter().filter_map(|name| name.strip_suffix(TESTIMONY)).filter(|id| !is_queueing(id) && !lives(id));
+        let strays: Vec<_> = strays.collect();
+        for flight in strays.chunks(super::FLIGHT) {
+            let paths = flight.iter().map(|id| self.testimony(id)).collect();
+            let nodes = self.link.ask(session, session.read(paths)).await?;
+            for (id, node) in flight.iter().zip(nodes) {
+                let testimony = node.ok().and_then(|node| Testimony::parse(&node.data));
+                if testimony.is_some_and(|testimony| testimony.lock == *lock) {
+                    self.forget(session, id).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What is next for who stands behind somebody.
+enum Next {
+    /// Nothing: it is gone.
+    Gone,
+    /// Another look, now and then.
+    Look,
+    LookAfter(Duration),
+}
