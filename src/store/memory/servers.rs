@@ -491,8 +491,8 @@ impl Servers {
                 Change::Create { .. } => continue,
             };
             for (id, open) in self.connections.iter_mut().filter(|(_, open)| open.server == server && open.is_open_there) {
-                let watches = open.watches.extract_if(.., |(of, _)| of == path);
-                fired.extend(watches.map(|(_, number)| (*id, number, watched)));
+                let ended = open.watches.extract_if(.., |(of, _)| of == path);
+                fired.extend(ended.map(|(_, number)| (*id, number, watched)));
             }
         }
         for (connection, number, watched) in fired {

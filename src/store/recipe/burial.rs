@@ -198,7 +198,7 @@ impl<E: Ensemble> Recipe<E> {
                 match bound_to {
                     None => info!("removed {node}: it waited, and nobody vouches for it any more"),
                     Some(_) => {
-                        warn!("removed {node}: its owner was to stop its command by now, and has not vouched for it since")
+                        warn!("removed {node}: its owner was to stop its command by now, and has not vouched for it since");
                     }
                 }
                 Ok(Next::Gone)

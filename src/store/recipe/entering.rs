@@ -331,11 +331,7 @@ impl<'r, E: Ensemble> Entering<'r, E> {
                     made => made,
                 }
             }
-            Ok(Asked::Refused(Part::Contender, refusal)) => {
-                self.ends_with(Err(self.refused("to let us enter", &refusal)));
-                Ok(())
-            }
-            Err(Failure::Said(refusal)) => {
+            Ok(Asked::Refused(Part::Contender, refusal)) | Err(Failure::Said(refusal)) => {
                 self.ends_with(Err(self.refused("to let us enter", &refusal)));
                 Ok(())
             }
