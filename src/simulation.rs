@@ -23,6 +23,7 @@ use tokio::time::{sleep, timeout};
 
 use self::contender::Contender;
 use self::judge::Judge;
+use self::nemesis::Care;
 use crate::planted::{Mistake, plant};
 use crate::store::{Faults, MemoryEnsemble, Random};
 
@@ -99,7 +100,7 @@ async fn world(seed: u64, is_logged: bool) -> (Vec<String>, Result<(), String>) 
         storm.await.expect("it ends");
         // What is under way for a late landing, lands; and the sessions of the dead end.
         sleep(faults.late * 2 + session_timeout * 2).await;
-        nemesis::clean_up(&world).await;
+        nemesis::clean_up(&world, Care::OfEverybody).await;
     };
     let with_an_operator = async {
         tokio::select! {
@@ -181,6 +182,11 @@ fn every_planted_mistake_is_found() {
         Mistake::MissesAWakeUp,
         Mistake::TrustsAnOldSession,
         Mistake::TrustsAMereLook,
+        Mistake::RunsWithoutAMark,
+        Mistake::BuriesTheLiving,
+        Mistake::BuriesWhoeverIsOrphaned,
+        Mistake::BuriesTooEarly,
+        Mistake::BreaksItsPromise,
     ] {
         let found = first_failure(0, 2000, Some(mistake));
         let (seed, what) = found.unwrap_or_else(|| panic!("nobody noticed {mistake:?}"));

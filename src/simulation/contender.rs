@@ -24,7 +24,16 @@ const TICK: Duration = Duration::from_secs(3);
 const RELEASE_TIMEOUT: Duration = Duration::from_mins(10);
 /// What a command does to end when it is asked to.
 const CLEANING_UP: Duration = Duration::from_millis(300);
+/// The longest a command outlives its wrapper.
+const SURVIVING: Duration = Duration::from_secs(30);
 const STEP: Duration = Duration::from_millis(200);
+
+/// What becomes of the command of a wrapper that is killed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Command {
+    DiesToo,
+    Survives,
+}
 
 pub struct Contender {
     pub number: u64,
@@ -40,6 +49,9 @@ pub struct Contender {
     is_done: Cell<bool>,
     /// What a life that is cut short leaves running.
     is_dead: Cell<bool>,
+    is_survived: Cell<bool>,
+    /// Whether its host does not come back when it dies.
+    pub is_lost: Cell<bool>,
     pub node: Cell<Option<NodePath>>,
     life: Cell<Option<JoinHandle<()>>>,
 }
@@ -54,9 +66,11 @@ impl Contender {
             5..8 => Mode::Read,
             _ => Mode::Write,
         };
+        let notice = CLEANING_UP + Duration::from_secs(1);
         let lifetime = match world.below(10) {
             0..2 => Lifetime::Explicit,
-            2..4 => Lifetime::Session { notice: CLEANING_UP + Duration::from_secs(1) },
+            2..4 => Lifetime::Session { notice },
+            4..7 => Lifetime::Promised { after: Duration::from_secs(5 + world.below(40)), notice },
             _ => Lifetime::Spawned,
         };
         Rc::new(Contender {
@@ -71,6 +85,8 @@ impl Contender {
             frozen_until: Cell::new(Instant::now()),
             is_done: Cell::new(false),
             is_dead: Cell::new(false),
+            is_survived: Cell::new(false),
+            is_lost: Cell::new(world.chance(50)),
             node: Cell::default(),
             life: Cell::default(),
         })
@@ -84,6 +100,10 @@ impl Contender {
     /// Whether its lock lives by its session.
     pub fn is_bound(&self) -> bool {
         matches!(self.lifetime, Lifetime::Session { .. })
+    }
+
+    fn has_promised(&self) -> bool {
+        matches!(self.lifetime, Lifetime::Promised { .. })
     }
 
     /// Whether somebody else may remove its node once its session has ended.
@@ -136,8 +156,12 @@ impl Contender {
             _ => (Limit::Once(Instant::now() + Duration::from_secs(15)), "at once".to_owned()),
         };
         // What can be lost with a session is worth a longer look.
-        let is_long = world.chance(if self.is_bound() { 50 } else { 10 });
-        let work = if is_long { Duration::from_secs(40) } else { world.up_to(Duration::from_secs(4)) };
+        let is_long = world.chance(if self.is_bound() || self.has_promised() { 50 } else { 10 });
+        let work = match self.has_promised() {
+            true if is_long => Duration::from_secs(80),
+            _ if is_long => Duration::from_secs(40),
+            _ => world.up_to(Duration::from_secs(4)),
+        };
         world.log(|| format!("{} {:?} {:?} wants {} {how_long}", self.number, self.mode, self.lifetime, self.lock));
         // What was started and not yet ended, and dies with us if we are killed.
         let death = Death { me: self, world, identifier: &identifier, is_near: Cell::new(true) };
@@ -157,7 +181,7 @@ impl Contender {
         death.is_near.set(false);
         world.log(|| format!("{} is through", self.number));
         if !self.is_bound() {
-            world.judge.borrow_mut().ends(self.number, &identifier, &self.lock);
+            world.judge.borrow_mut().ends(self.number, self.client(), &identifier, &self.lock);
         }
     }
 
@@ -223,10 +247,9 @@ impl Contender {
         };
         self.node.set(None);
         world.log(|| format!("{} released: {:?}", self.number, released.as_ref().map_err(|_| "it failed")));
-        let path = format!("/memory{node}");
         match released {
             Ok(Removal::Removed) => {}
-            Ok(Removal::Missing) if world.ensemble.at_the_servers(|servers| servers.was_removed(&path)) => {}
+            Ok(Removal::Missing) if world.judge.borrow().was_taken(self.client(), &node) => {}
             Ok(Removal::Missing)
                 if self.is_bound() && world.ensemble.at_the_servers(|servers| servers.has_lost_a_session(self.client())) => {}
             // It goes with its session, or the judge will find it in the end.
@@ -264,7 +287,8 @@ impl Contender {
                         }
                         Ok(Loss::Expiring(within)) => {
                             grace = CLEANING_UP.min(within);
-                            let is_alive = !world.ensemble.at_the_servers(|servers| servers.has_lost_a_session(self.client()));
+                            let is_alive = !world.ensemble.at_the_servers(|servers| servers.has_lost_a_session(self.client()))
+                                && !world.judge.borrow().was_taken(self.client(), node);
                             world.judge.borrow_mut().is_stopped(self.number, is_alive);
                         }
                         Err(error) => world.judge.borrow_mut().objects(|| format!("{}: {error}", self.number)),
@@ -306,8 +330,8 @@ impl Contender {
     }
 
     fn was_removed(&self, world: &World, node: &NodePath) {
-        let path = format!("/memory{node}");
-        if !world.ensemble.at_the_servers(|servers| servers.was_removed(&path)) {
+        let was_taken = world.judge.borrow().was_taken(self.client(), node);
+        if !was_taken {
             world.judge.borrow_mut().objects(|| format!("{} lost its node, which nobody removed", self.number));
         }
     }
@@ -347,13 +371,30 @@ impl Contender {
         self.term.notify_waiters();
     }
 
-    /// `kill -9`, of the command too.
-    pub fn kill(&self) {
-        if let Some(life) = self.life.take() {
-            self.is_dead.set(true);
-            self.is_done.set(true);
-            life.abort();
+    /// `kill -9`, of the command too; or not, where it does not die with its wrapper.
+    pub fn kill(self: &Rc<Self>, world: &Rc<World>, command: Command) {
+        let Some(life) = self.life.take() else { return };
+        self.is_dead.set(true);
+        self.is_done.set(true);
+        let is_frozen = self.frozen_until.get() > Instant::now();
+        let is_left = command == Command::Survives && self.lifetime == Lifetime::Spawned && !is_frozen;
+        if is_left && world.judge.borrow().is_inside(self.number) {
+            let (me, world, time) = (Rc::clone(self), Rc::clone(world), world.up_to(SURVIVING));
+            let identifier = self.identifier(self.round.get());
+            self.is_survived.set(true);
+            world.judge.borrow_mut().survives(&identifier, true);
+            tokio::task::spawn_local(async move {
+                let end = Instant::now() + time;
+                while Instant::now() < end {
+                    sleep(STEP).await;
+                    world.judge.borrow_mut().works(me.number);
+                }
+                let mut judge = world.judge.borrow_mut();
+                judge.leaves(me.number);
+                judge.survives(&identifier, false);
+            });
         }
+        life.abort();
     }
 
     /// Stops it and its command for a time.
@@ -379,7 +420,12 @@ impl Drop for Death<'_> {
         }
         let mut judge = self.world.judge.borrow_mut();
         judge.log(|| format!("{} was killed", self.me.number));
-        judge.leaves(self.me.number);
+        if !self.me.is_survived.get() {
+            judge.leaves(self.me.number);
+        }
+        if self.me.is_lost.get() {
+            judge.loses(self.identifier);
+        }
         // What is bound to its session goes with it, without anybody's help.
         if !self.me.is_bound() {
             judge.excuses(self.identifier);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::lock::{Kind, LockPath, NodePath, Queue, Standing};
+use crate::lock::{Kind, LockPath, NodePath, Queue, SIDE_TREE, Standing, Testimony};
 use crate::store::{MemoryEnsemble, MemoryServers};
 
 pub struct Judge {
@@ -14,6 +14,10 @@ pub struct Judge {
     inside: BTreeMap<u64, Inside>,
     /// Whose nodes may be left: who died, or said that it could not remove them.
     excused: BTreeSet<String>,
+    /// Of those, whose hosts never come back.
+    lost: BTreeSet<String>,
+    /// Of those, whose commands run on.
+    survived: BTreeSet<String>,
     /// Whose node somebody removed.
     robbed: BTreeSet<String>,
     locks: BTreeSet<String>,
@@ -25,6 +29,8 @@ pub struct Judge {
 
 struct Inside {
     identifier: String,
+    client: u64,
+    node: NodePath,
     lock: LockPath,
     kind: Kind,
     is_frozen: bool,
@@ -33,6 +39,8 @@ struct Inside {
     thawed_at: Instant,
 }
 
+/// The client that all operators and hosts are.
+pub const OPERATOR: u64 = 0;
 /// Everybody notices everything within this time, once it is calm.
 const NOTICING: Duration = Duration::from_secs(25);
 
@@ -49,6 +57,8 @@ impl Judge {
             began: Instant::now(),
             inside: BTreeMap::new(),
             excused: BTreeSet::new(),
+            lost: BTreeSet::new(),
+            survived: BTreeSet::new(),
             robbed: BTreeSet::new(),
             locks: BTreeSet::new(),
             calm_since: None,
@@ -87,19 +97,25 @@ impl Judge {
     pub fn enters(&mut self, number: u64, client: u64, identifier: &str, node: &NodePath, kind: Kind) {
         self.log(|| format!("{number} enters as {}", node.name.sequence()));
         let (lock, directory) = (node.lock.clone(), format!("/memory{}", node.lock));
-        let (names, made, with_our_name, was_robbed) = self.ensemble.at_the_servers(|servers| {
+        let (names, (made, was_taken), with_our_name, was_robbed) = self.ensemble.at_the_servers(|servers| {
             let names = servers.children(&directory);
             let ours = |name: &&String| servers.data(&format!("{directory}/{name}")).as_deref() == Some(identifier.as_bytes());
             let with_our_name = names.iter().filter(ours).count();
             (
                 names,
-                servers.made(identifier.as_bytes()),
+                {
+                    let made = servers.made(identifier.as_bytes());
+                    let is_taken = |path: &&str| servers.deletion(path).is_some_and(|deletion| deletion.client != client);
+                    (made.len(), made.iter().any(is_taken))
+                },
                 with_our_name,
-                servers.was_removed(&format!("{directory}/{}", node.name)),
+                servers.was_removed(&format!("{directory}/{}", node.name))
+                    || servers.deletion(&format!("{directory}/{}", node.name)).is_some_and(|it| it.client == OPERATOR),
             )
         });
-        let has_lost_a_place =
-            self.robbed.contains(identifier) || self.ensemble.at_the_servers(|servers| servers.has_lost_a_session(client));
+        let has_lost_a_place = self.robbed.contains(identifier)
+            || was_taken
+            || self.ensemble.at_the_servers(|servers| servers.has_lost_a_session(client));
         if !was_robbed {
             if Queue::new(&names).standing(&node.name) != Standing::Held {
                 self.objects(|| format!("{number} enters {lock} though it is not its turn"));
@@ -115,6 +131,8 @@ impl Judge {
             number,
             Inside {
                 identifier: identifier.to_owned(),
+                client,
+                node: node.clone(),
                 lock,
                 kind,
                 is_frozen: false,
@@ -127,6 +145,7 @@ impl Judge {
 
     /// Its command does something.
     pub fn works(&mut self, number: u64) {
+        self.notices_what_was_taken(number);
         let Some(me) = self.inside.get(&number) else { return };
         let conflicts = |other: &Inside| me.kind == Kind::Exclusive || other.kind == Kind::Exclusive;
         let beside = self.inside.iter().find(|(other, inside)| {
@@ -148,6 +167,21 @@ impl Judge {
         if let Some((other, Inside { lock, .. })) = beside {
             let text = format!("{number} works beside {other} under {lock}");
             self.objects(|| text);
+        }
+    }
+
+    /// Those who stand behind it may take away what is nobody's; only an operator may do more.
+    fn notices_what_was_taken(&mut self, number: u64) {
+        let numbers: Vec<u64> = self.inside.keys().copied().collect();
+        for other in numbers {
+            let Some(inside) = self.inside.get_mut(&other) else { continue };
+            let path = format!("/memory{}", inside.node);
+            let Some(deletion) = self.ensemble.at_the_servers(|servers| servers.deletion(&path)) else { continue };
+            if deletion.client == OPERATOR {
+                inside.robbed_at.get_or_insert(deletion.at);
+            } else if deletion.client != inside.client && other == number {
+                self.objects(|| format!("{number} works under what {} has taken away", deletion.client));
+            }
         }
     }
 
@@ -190,7 +224,12 @@ impl Judge {
         let path = format!("/memory{}/{}", node.lock, node.name);
         let (was_removed, has_lost_a_session) =
             self.ensemble.at_the_servers(|servers| (servers.was_removed(&path), servers.has_lost_a_session(client)));
-        let is_gone = was_removed || is_owned && has_lost_a_session;
+        let deletion = self.ensemble.at_the_servers(|servers| servers.deletion(&path)).filter(|it| it.client != client);
+        if deletion.is_some_and(|deletion| deletion.was_marked && deletion.client != OPERATOR) {
+            self.objects(|| format!("{number} was taken out though its marker was there"));
+        }
+        let is_gone =
+            was_removed || is_owned && has_lost_a_session || deletion.is_some_and(|deletion| deletion.client == OPERATOR);
         if !is_gone {
             self.objects(|| format!("{number} says that its node {} was removed, which nobody did", node.name.sequence()));
         }
@@ -199,6 +238,39 @@ impl Judge {
     /// What is left of it may be left, for an operator to remove.
     pub fn excuses(&mut self, identifier: &str) {
         self.excused.insert(identifier.to_owned());
+    }
+
+    /// The host of who has died does not come back.
+    pub fn loses(&mut self, identifier: &str) {
+        self.lost.insert(identifier.to_owned());
+    }
+
+    pub fn is_lost(&self, identifier: &str) -> bool {
+        self.lost.contains(identifier)
+    }
+
+    /// The command of who has died runs on, or has ended.
+    pub fn survives(&mut self, identifier: &str, lives: bool) {
+        match lives {
+            true => _ = self.survived.insert(identifier.to_owned()),
+            false => _ = self.survived.remove(identifier),
+        }
+    }
+
+    pub fn has_survived(&self, identifier: &str) -> bool {
+        self.survived.contains(identifier)
+    }
+
+    pub fn is_inside(&self, number: u64) -> bool {
+        self.inside.contains_key(&number)
+    }
+
+    /// Whether somebody else removed that node.
+    pub fn was_taken(&self, client: u64, node: &NodePath) -> bool {
+        let path = format!("/memory{node}");
+        self.ensemble.at_the_servers(|servers| {
+            servers.was_removed(&path) || servers.deletion(&path).is_some_and(|deletion| deletion.client != client)
+        })
     }
 
     pub fn is_excused(&self, identifier: &str) -> bool {
@@ -218,9 +290,12 @@ impl Judge {
     }
 
     /// It has come to its end: nothing of it is left, unless it said so.
-    pub fn ends(&mut self, number: u64, identifier: &str, lock: &LockPath) {
+    pub fn ends(&mut self, number: u64, client: u64, identifier: &str, lock: &LockPath) {
         if self.is_excused(identifier) {
             return;
+        }
+        if self.told().iter().any(|(_, testimony)| u64::from(testimony.owner.pid) == client) {
+            self.objects(|| format!("{number} has ended and left what it told of itself"));
         }
         let left = self.left(lock).into_iter().filter(|(_, data)| data == identifier.as_bytes()).count();
         if left != 0 {
@@ -236,6 +311,30 @@ impl Judge {
                 self.objects(|| format!("at the end there is something of {owners:?} in {lock}"));
             }
         }
+        // What the dead have told stays where somebody removed their nodes by hand, until the next one waits for that lock.
+        let by_hand: String = self.ensemble.at_the_servers(|servers| servers.removed().collect());
+        let left: Vec<_> =
+            self.told().into_iter().filter(|(id, _)| !by_hand.contains(id)).map(|(_, it)| it.owner.pid).collect();
+        if !left.is_empty() {
+            self.objects(|| format!("at the end there is what {left:?} told of themselves"));
+        }
+        let marked: Vec<_> = self.beside().into_iter().filter(|name| !name.ends_with(".owner")).collect();
+        if !marked.is_empty() {
+            self.objects(|| format!("at the end there are {} markers", marked.len()));
+        }
+    }
+
+    fn beside(&self) -> Vec<String> {
+        self.ensemble.at_the_servers(|servers| servers.children(&format!("/memory/{SIDE_TREE}")))
+    }
+
+    /// What is known of owners, by the ids of their contenders.
+    fn told(&self) -> Vec<(String, Testimony)> {
+        let of = |name: String| {
+            let data = self.ensemble.at_the_servers(|servers| servers.data(&format!("/memory/{SIDE_TREE}/{name}")))?;
+            Some((name.strip_suffix(".owner")?.to_owned(), Testimony::parse(&data)?))
+        };
+        self.beside().into_iter().filter_map(of).collect()
     }
 
     fn left(&self, lock: &LockPath) -> Vec<(String, Vec<u8>)> {

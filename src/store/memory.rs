@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 pub use self::random::Random;
 use self::servers::{Answer, Request};
-pub use self::servers::{ConnectionId, Faults, Servers as MemoryServers};
+pub use self::servers::{ConnectionId, Deletion, Faults, Servers as MemoryServers};
 use super::ensemble::{
     Created, Ensemble, Failure, Lasting, Node, OpenError, Operation, Refusal, Session, SessionId, Stat, Transacted, Watched,
 };

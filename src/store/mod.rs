@@ -10,6 +10,6 @@ mod zookeeper;
 
 pub use directory::{Directory, Root, RootError};
 pub use location::{Location, LocationError};
-pub use memory::{ConnectionId, Faults, Memory, MemoryEnsemble, MemoryServers, Random};
+pub use memory::{ConnectionId, Deletion, Faults, Memory, MemoryEnsemble, MemoryServers, Random};
 pub use servers::{Server, Servers, ServersError};
 pub use zookeeper::ZooKeeper;

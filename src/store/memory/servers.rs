@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::random::Random;
 use super::tree::{Change, Tree};
+use crate::lock::{NodeName, SIDE_TREE, id_of};
 use crate::store::ensemble::{Created, Lasting, Node, Operation, Refusal, SessionId, Stat, Transacted, Watched};
 
 /// What may go wrong by itself, and how often. The default is that nothing does, and takes no time.
@@ -101,6 +102,10 @@ pub struct Servers {
     halted_until: Instant,
     /// What was removed by hand.
     removed: BTreeSet<String>,
+    /// Who deleted what.
+    deletions: BTreeMap<String, Deletion>,
+    /// Clients that reach no server until then.
+    cut_off_until: BTreeMap<u64, Instant>,
     /// What happened, if somebody wants to know.
     notes: Option<Vec<(Instant, String)>>,
 }
@@ -120,6 +125,15 @@ struct Server {
     heard: BTreeSet<i64>,
     /// Whose answers wait until it has seen so much.
     waiting: Vec<(usize, ConnectionId, u64, Result<Answer, Refusal>)>,
+}
+
+/// How a node came to its end.
+#[derive(Clone, Copy, Debug)]
+pub struct Deletion {
+    pub client: u64,
+    pub at: Instant,
+    /// Whether there was a marker for it.
+    pub was_marked: bool,
 }
 
 struct Session {
@@ -203,6 +217,8 @@ impl Servers {
             connection_count: 0,
             halted_until: now,
             removed: BTreeSet::new(),
+            deletions: BTreeMap::new(),
+            cut_off_until: BTreeMap::new(),
             notes: None,
         }
     }
@@ -220,7 +236,8 @@ impl Servers {
         let now = Instant::now();
         let is_away = self.members[server].down_until > now || self.halted_until > now;
         if !is_away && !self.goes_wrong(self.faults.lost_requests) {
-            let arrives = (now + self.latency()).max(self.members[server].apart_until);
+            let cut_off_until = self.cut_off_until.get(&client).copied().unwrap_or(now);
+            let arrives = (now + self.latency()).max(self.members[server].apart_until).max(cut_off_until);
             self.at(arrives, Event::Open(client, server, resume, opened));
         }
     }
@@ -390,7 +407,7 @@ impl Servers {
 
     fn decide(&mut self, connection: ConnectionId, number: u64, request: Request) {
         let Some(open) = self.connections.get(&connection) else { return };
-        let (server, session) = (open.server, open.session);
+        let (client, server, session) = (open.client, open.server, open.session);
         // It has moved to another server, or is no more: the server hangs up.
         let is_valid = self.sessions.get(&session.0).is_some_and(|session| !session.has_ended && session.server == server);
         if !is_valid {
@@ -400,7 +417,7 @@ impl Servers {
         let answer = match request {
             Request::Create { prefix, data, lasting } => {
                 let create = Operation::CreateNext { prefix, data, lasting };
-                match self.transact(vec![create], session) {
+                match self.transact(vec![create], session, client) {
                     (Transacted::Done(mut paths), zxid) => {
                         Ok(Answer::Created(Created { path: paths.pop().expect("it makes one"), zxid }))
                     }
@@ -413,11 +430,13 @@ impl Servers {
                 }
                 Ok(Answer::Done)
             }
-            Request::Delete { path, version } => match self.transact(vec![Operation::Delete { path, version }], session).0 {
-                Transacted::Done(_) => Ok(Answer::Done),
-                Transacted::Refused { why, .. } => Err(why),
-            },
-            Request::Transact(operations) => Ok(Answer::Transacted(self.transact(operations, session).0)),
+            Request::Delete { path, version } => {
+                match self.transact(vec![Operation::Delete { path, version }], session, client).0 {
+                    Transacted::Done(_) => Ok(Answer::Done),
+                    Transacted::Refused { why, .. } => Err(why),
+                }
+            }
+            Request::Transact(operations) => Ok(Answer::Transacted(self.transact(operations, session, client).0)),
             Request::Close => {
                 let is_lost = self.goes_wrong(self.faults.lost_answers);
                 let reply = self.connections.get_mut(&connection).and_then(|open| open.pending.remove(&number));
@@ -438,7 +457,7 @@ impl Servers {
     }
 
     /// Decides all of it or nothing; says what came of it, and its number if it was written.
-    fn transact(&mut self, operations: Vec<Operation>, session: SessionId) -> (Transacted, u64) {
+    fn transact(&mut self, operations: Vec<Operation>, session: SessionId, client: u64) -> (Transacted, u64) {
         let mut after = self.tree.clone();
         let (mut changes, mut paths) = (Vec::new(), Vec::new());
         for (at, operation) in operations.into_iter().enumerate() {
@@ -448,11 +467,23 @@ impl Servers {
             }
         }
         for change in &changes {
-            if let Change::Create { path, .. } = change {
-                paths.push(path.clone());
+            match change {
+                Change::Create { path, .. } => paths.push(path.clone()),
+                Change::Delete(path) => {
+                    let deletion = Deletion { client, at: Instant::now(), was_marked: self.is_marked(path) };
+                    self.deletions.insert(path.clone(), deletion);
+                }
+                Change::Set { .. } => {}
             }
         }
         (Transacted::Done(paths), self.write(changes))
+    }
+
+    fn is_marked(&self, path: &str) -> bool {
+        let Some((root, rest)) = path[1..].split_once('/') else { return false };
+        let id =
+            rest.rsplit_once('/').and_then(|(_, name)| NodeName::parse(name)).and_then(|name| id_of(&name).map(str::to_owned));
+        id.is_some_and(|id| self.tree.stat(&format!("/{root}/{SIDE_TREE}/{id}")).is_some())
     }
 
     fn write(&mut self, changes: Vec<Change>) -> u64 {
@@ -658,6 +689,15 @@ impl Servers {
         }
     }
 
+    /// A client reaches no server for a time.
+    pub fn cut_off(&mut self, client: u64, time: Duration) {
+        let until = Instant::now() + time;
+        self.cut_off_until.insert(client, until);
+        for open in self.connections.values_mut().filter(|open| open.client == client) {
+            open.silent_until = open.silent_until.max(until);
+        }
+    }
+
     /// A client stands still for a time.
     pub fn freeze(&mut self, client: u64, time: Duration) {
         for open in self.connections.values_mut().filter(|open| open.client == client) {
@@ -670,6 +710,7 @@ impl Servers {
         let now = Instant::now();
         self.faults = Faults { latency: self.faults.latency, ..Faults::default() };
         self.halted_until = now;
+        self.cut_off_until.clear();
         for server in &mut self.members {
             (server.apart_until, server.down_until) = (now, now);
         }
@@ -749,10 +790,23 @@ impl Servers {
         self.removed.contains(path)
     }
 
-    /// How many nodes were ever made with this data.
-    pub fn made(&self, data: &[u8]) -> usize {
-        let with = |change: &&Change| matches!(change, Change::Create { data: made, .. } if made == data);
-        self.log.iter().flatten().filter(with).count()
+    /// What was removed by hand.
+    pub fn removed(&self) -> impl Iterator<Item = &str> {
+        self.removed.iter().map(String::as_str)
+    }
+
+    /// Which client deleted it, if one did.
+    pub fn deletion(&self, path: &str) -> Option<Deletion> {
+        self.deletions.get(path).copied()
+    }
+
+    /// Every node that was ever made with this data.
+    pub fn made(&self, data: &[u8]) -> Vec<&str> {
+        let with = |change| match change {
+            &Change::Create { ref path, data: ref made, .. } if made == data => Some(path.as_str()),
+            Change::Create { .. } | Change::Delete(_) | Change::Set { .. } => None,
+        };
+        self.log.iter().flatten().filter_map(with).collect()
     }
 
     /// What the leader knows.

@@ -178,6 +178,8 @@ impl<E: Ensemble> Recipe<E> {
             };
             match known? {
                 Known::Alive => {}
+                // Who has promised may have been taken for dead: others may be where we are.
+                Known::Gone if bound.to == Tie::Promise && self.link.clock() >= bound.due() => return expiring(),
                 Known::Gone => return Ok(Loss::Removed),
                 Known::Over => return Ok(Loss::Expiring(Duration::ZERO)),
             }
