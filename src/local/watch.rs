@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 use tokio::net::unix::pipe::Receiver;
 
-use crate::local::Dir;
+use super::dir::Dir;
 
 /// What watches are made with. They are kept for the next one: a user may not have many, and the kernel takes milliseconds to
 /// close one, which nobody is to wait for who has just come to his turn.
@@ -22,7 +22,7 @@ struct Instance {
     events: Receiver,
 }
 
-/// A watch on a contender's file.
+/// A watch on a file.
 pub struct Watch<'w> {
     watches: &'w Watches,
     /// Always there but at the very end.
@@ -30,7 +30,7 @@ pub struct Watch<'w> {
     watched: WatchDescriptor,
 }
 
-/// What may end a contender: a change of its links, the close of its last writer, its own end.
+/// What may end a file or a flock on it: a change of its links, the close of its last writer, its own end.
 const OF_FILE: AddWatchFlags = AddWatchFlags::IN_ATTRIB
     .union(AddWatchFlags::IN_CLOSE_WRITE)
     .union(AddWatchFlags::IN_DELETE_SELF)
