@@ -6,4 +6,4 @@ mod watch;
 
 pub use self::dir::{Dir, Trouble, elsewhere, errno, kind};
 pub use self::file_system::check_file_system;
-pub use self::watch::Watches;
+pub use self::watch::{News, Watch, Watches};
