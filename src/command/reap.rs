@@ -3,7 +3,7 @@
 mod agenda;
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, hash_map};
 use std::convert::Infallible;
 use std::ffi::OsString;
 use std::future::{Future, pending, poll_fn};
@@ -23,7 +23,7 @@ use crate::error::Error;
 use crate::exit;
 use crate::journal::{Age, Dead, Entry, Family, Journal, Life, StateDir};
 use crate::local::{News, Trouble, Watch, Watches, elsewhere, errno};
-use crate::lock::{AbsolutePath, Expected, Limit, NodePath, Queue, Removal, Store, StoreError};
+use crate::lock::{AbsolutePath, Expected, Limit, LockPath, NodePath, Queue, Removal, Store, StoreError};
 use crate::report;
 use crate::store::{Servers, ZooKeeper};
 
@@ -111,8 +111,9 @@ async fn reap_group(group: Vec<Dead>, within: Duration, release_timeout: Duratio
     };
     let is_removing = Cell::new(false);
     let clearing = async {
+        let mut listings = Listings::default();
         for dead in group {
-            if let Err(error) = clear(&store, dead, &mut removed, &is_removing).await {
+            if let Err(error) = clear(&store, dead, &mut listings, &mut removed, &is_removing).await {
                 trouble.push(error);
             }
         }
@@ -124,17 +125,36 @@ async fn reap_group(group: Vec<Dead>, within: Duration, release_timeout: Duratio
     (removed, trouble)
 }
 
+/// The queues of a store as they were when all who are being cleared up after were dead. Of many who had no node one listing tells.
+#[derive(Default)]
+struct Listings(HashMap<LockPath, Queue>);
+
+impl Listings {
+    async fn of<S: Store>(&mut self, store: &S, lock: &LockPath) -> Result<&Queue, String> {
+        match self.0.entry(lock.clone()) {
+            hash_map::Entry::Occupied(listing) => Ok(listing.into_mut()),
+            hash_map::Entry::Vacant(none) => match store.contenders(lock).await {
+                Ok(queue) => Ok(none.insert(queue)),
+                Err(StoreError::NoLock(_)) => Ok(none.insert(Queue::default())),
+                Err(error) => Err(error.to_string()),
+            },
+        }
+    }
+}
+
 /// Removes what one of the dead left in his lock's directory, and then his entry, unless that is to be kept.
 ///
 /// # Cancellation
 /// May be dropped: what was not done is left to somebody else.
-async fn clear<S: Store>(store: &S, dead: Dead, removed: &mut Vec<NodePath>, is_removing: &Cell<bool>) -> Result<Age, String> {
+async fn clear<S: Store>(
+    store: &S,
+    dead: Dead,
+    listings: &mut Listings,
+    removed: &mut Vec<NodePath>,
+    is_removing: &Cell<bool>,
+) -> Result<Age, String> {
     let Entry { lock, family, host, pid, since, .. } = dead.entry.clone();
-    let queue = match store.contenders(&lock).await {
-        Ok(queue) => queue,
-        Err(StoreError::NoLock(_)) => Queue::default(),
-        Err(error) => return Err(error.to_string()),
-    };
+    let queue = listings.of(store, &lock).await?;
     let mut is_found = false;
     for name in queue.contenders().iter().filter(|name| family.has(name)) {
         is_found = true;
@@ -357,21 +377,23 @@ impl Reaper {
     }
 
     /// Removes what the dead left. What cannot be done is left to the next look at everything.
-    async fn clear_up(&mut self, group: Vec<Dead>) -> Result<(), String> {
+    async fn clear_up(&mut self, mut group: Vec<Dead>) -> Result<(), String> {
         if group.is_empty() {
             return Ok(());
         }
+        // Those first that are more likely to stand in the way.
+        group.sort_by_key(|dead| dead.entry.dead.is_some());
         let (servers, chroot) = (self.servers.clone(), self.chroot.clone());
         let Reaper { is_removing, agenda, .. } = self;
         let mut to_forget: HashSet<Family> = group.iter().map(|dead| dead.entry.family.clone()).collect();
         let clearing = async {
             let limit = Limit::Once(Instant::now() + LOOK_TIMEOUT);
             let store = ZooKeeper::connect(servers, chroot, limit, LOOK_TIMEOUT).await.map_err(|error| error.to_string())?;
-            let mut outcome = Ok(());
+            let (mut listings, mut outcome) = (Listings::default(), Ok(()));
             for dead in group {
                 is_removing.set(false);
                 let (family, age) = (dead.entry.family.clone(), age(&dead.entry, SystemTime::now()));
-                let cleared = clear(&store, dead, &mut Vec::new(), is_removing).await;
+                let cleared = clear(&store, dead, &mut listings, &mut Vec::new(), is_removing).await;
                 if let Ok(Age::Young) = cleared {
                     to_forget.remove(&family);
                     agenda.saw_nodeless(family, age, Instant::now());
