@@ -22,7 +22,7 @@ use nix::errno::Errno;
 use nix::unistd::{Uid, geteuid};
 
 pub use self::entry::{Entry, EntryError, Family};
-use crate::local::{Dir, Trouble, boot, check_file_system, errno, host};
+use crate::local::{Dir, Trouble, Watch, Watches, boot, check_file_system, errno, host};
 use crate::lock::{AbsolutePath, LockPath};
 use crate::store::Servers;
 
@@ -185,6 +185,14 @@ impl Journal {
         }
     }
 
+    /// Arms a watch that names each entry for which nobody lives any more. The kernel tells it a moment before it gives up the flock.
+    ///
+    /// # Errors
+    /// As [`Watches::arm_closes`].
+    pub fn watch<'w>(&self, watches: &'w Watches) -> io::Result<Watch<'w>> {
+        watches.arm_closes(&self.dir)
+    }
+
     /// Looks at one entry, and takes its flock if it is wanted and nobody has it.
     pub fn look(self: &Arc<Journal>, family: &Family, is_wanted: impl Fn(&Entry) -> bool) -> Result<Life, Trouble> {
         let name = family.as_str();
@@ -192,7 +200,8 @@ impl Journal {
         let io_trouble = |error| trouble(errno(&error));
         let us = geteuid();
         let is_ours = |user| us.is_root() || us.as_raw() == user;
-        let mut file = match self.dir.open_to_append(name) {
+        // For reading only, or all who watch would be woken by each other's looks.
+        let mut file = match self.dir.open_file(name) {
             Ok(Some(file)) => file,
             Ok(None) => return Ok(Life::Gone),
             Err(errno) => {
@@ -247,6 +256,17 @@ pub struct Record {
 }
 
 impl Record {
+    /// Writes one more line.
+    fn append(&self, line: &str) -> Result<(), Trouble> {
+        let (dir, name) = (&self.journal.dir, self.family.as_str());
+        let trouble = |errno| dir.trouble("to write", name, errno);
+        match dir.open_to_append(name).map_err(trouble)? {
+            Some(mut file) => file.write_all(line.as_bytes()).map_err(|error| trouble(errno(&error))),
+            // An operator removed it.
+            None => Ok(()),
+        }
+    }
+
     /// Removes it: nothing is left of what it tells of.
     pub fn strike(self) -> Result<(), Trouble> {
         self.journal.dir.remove(self.family.as_str()).map(drop)
@@ -280,17 +300,11 @@ impl Dead {
     }
 
     /// There was no node: it is kept as long as a request of the dead may still be carried out. Says whether it is.
-    pub fn strike_unless_young(mut self, now: SystemTime) -> Result<Age, Trouble> {
+    pub fn strike_unless_young(self, now: SystemTime) -> Result<Age, Trouble> {
         match self.entry.dead {
             Some(dead) if now.duration_since(dead).is_ok_and(|age| age > KEEP) => self.strike().map(|()| Age::Over),
             Some(_) => Ok(Age::Young),
-            None => {
-                let line = Entry::dead_line(now);
-                match self.record.file.write_all(line.as_bytes()) {
-                    Ok(()) => Ok(Age::Young),
-                    Err(error) => Err(self.record.journal.dir.trouble("to write", self.record.family.as_str(), errno(&error))),
-                }
-            }
+            None => self.record.append(&Entry::dead_line(now)).map(|()| Age::Young),
         }
     }
 }
@@ -313,6 +327,7 @@ impl Entry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::local::News;
 
     #[test]
     fn the_default_is_each_users_own() {
@@ -378,6 +393,40 @@ mod tests {
             assert_eq!(dead().strike_unless_young(now + Duration::from_secs(later)).unwrap(), age, "{later}");
         }
         assert_eq!(journal.names().unwrap().0, []);
+    }
+
+    #[tokio::test]
+    async fn a_watch_names_the_dead_and_no_looks_and_no_releases() {
+        let directory = tempfile::tempdir().unwrap();
+        let journal = journal(directory.path());
+        let watches = Watches::default();
+        let watch = journal.watch(&watches).unwrap();
+        let write = |digit: char| Arc::clone(&journal).write(&entry(&FAMILY.replacen('5', &digit.to_string(), 1))).unwrap();
+        let (released, killed) = (write('1'), write('2'));
+        let families = journal.names().unwrap().0;
+        let look = |family: &Family| journal.look(family, |_| true).unwrap();
+        assert!(families.iter().all(|family| matches!(look(family), Life::Living)));
+        released.strike().unwrap();
+        drop(killed);
+        let named = |family: &Family| News::Of(vec![family.as_str().into()]);
+        assert_eq!(watch.news().await.unwrap(), named(&families[1]));
+        let Life::Dead(dead) = look(&families[1]) else { panic!("it is dead") };
+        // Whoever looks after it takes note once that there is no node.
+        assert_eq!(dead.strike_unless_young(SystemTime::now()).unwrap(), Age::Young);
+        assert_eq!(watch.news().await.unwrap(), named(&families[1]));
+        for _ in 0..3 {
+            let Life::Dead(dead) = look(&families[1]) else { panic!("it is dead") };
+            assert_eq!(dead.strike_unless_young(SystemTime::now()).unwrap(), Age::Young);
+        }
+        let next = write('3');
+        let family = next.family.clone();
+        drop(next);
+        assert_eq!(watch.news().await.unwrap(), named(&family));
+        let path = journal.path().to_owned();
+        // An open one is not gone.
+        drop(journal);
+        fs::remove_dir_all(path).unwrap();
+        assert_eq!(watch.news().await.unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 
     #[test]

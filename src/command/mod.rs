@@ -30,6 +30,7 @@ pub use self::voice::{Slash, Voice, could_not_lock};
 use crate::error::Error;
 use crate::exit;
 use crate::journal::{Entry, Family, Record, StateDir};
+use crate::local::Watches;
 use crate::lock::{
     AcquireError, Claim, Expected, Happening, Lifetime, Limit, LockPath, NodeName, NodePath, Patience, Place, Reading, Removal,
     Store, StoreError, acquire,
@@ -52,6 +53,8 @@ struct Context<'r> {
     claim: Option<Claim>,
     /// What the journal says about it.
     record: Option<Record>,
+    /// With which it sees others die.
+    watches: Watches,
     /// Whether something of ours is in the queue that could not be taken out.
     is_something_left: bool,
 }
@@ -73,6 +76,7 @@ pub async fn run(request: Request, signals: Signals) -> Result<exit::Result, Err
         signals,
         claim: action.claim(),
         record: None,
+        watches: Watches::default(),
         is_something_left: false,
     };
     let wait = match &action {
@@ -255,15 +259,15 @@ impl Context<'_> {
         let mut reaper = Reaper::new(self.state_dir, self.address);
         if let (Limit::Once(until), Some(reaper)) = (limit, &mut reaper) {
             // One look is to find nobody in front who is dead.
-            let pass = async { timeout_at(until, reaper.pass()).await.unwrap_or(Ok(0)) };
+            let pass = async { timeout_at(until, reaper.look_once()).await.unwrap_or(Ok(())) };
             match self.unless_asked_to_end(pass).await? {
-                Unless::Done(Ok(_)) => {}
+                Unless::Done(Ok(())) => {}
                 Unless::Done(Err(text)) => info!("{text}"),
                 Unless::AskedToEnd(signal) => return Ok(Acquired::Not(exit::Result::Interrupted(signal))),
             }
         }
         let around = held_around();
-        let (address, voice) = (self.address, self.voice);
+        let (address, voice, watches) = (self.address, self.voice, &self.watches);
         let asked: Cell<Option<io::Result<i32>>> = Cell::new(None);
         let mut stop = pin!(async { asked.set(Some(self.signals.asked_to_end().await)) });
         let patience = Patience::new(limit, stop.as_mut());
@@ -276,7 +280,7 @@ impl Context<'_> {
         let is_removing = reaper.as_ref().map(Reaper::removing).unwrap_or_default();
         let mut reaping = pin!(async {
             match &mut reaper {
-                Some(reaper) => reaper.reap().await,
+                Some(reaper) => reaper.reap(watches).await,
                 None => pending().await,
             }
         });

@@ -1,9 +1,12 @@
 //! `reap`, and what every call that contends does of it: removes what dead runs of this host left.
 
+mod agenda;
+
 use std::cell::Cell;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, hash_map};
 use std::convert::Infallible;
-use std::future::{Future, poll_fn};
+use std::ffi::OsString;
+use std::future::{Future, pending, poll_fn};
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -11,23 +14,22 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tracing::{info, warn};
 
+use self::agenda::{Agenda, Look, age};
 use super::{Address, Context, LOOK_TIMEOUT, Unless, WaitLimit};
 use crate::error::Error;
 use crate::exit;
 use crate::journal::{Age, Dead, Entry, Family, Journal, Life, StateDir};
-use crate::local::{Trouble, elsewhere, errno};
-use crate::lock::{AbsolutePath, Expected, Limit, NodePath, Queue, Removal, Store, StoreError};
+use crate::local::{News, Trouble, Watch, Watches, elsewhere, errno};
+use crate::lock::{AbsolutePath, Expected, Limit, LockPath, NodePath, Queue, Removal, Store, StoreError};
 use crate::report;
 use crate::store::{Servers, ZooKeeper};
 
-/// Between two looks into the journal while we wait; and so much more for each entry, for the others who wait look at them too.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
-const LOOK_AGAIN_BY_ENTRY: Duration = Duration::from_millis(10);
-/// What was looked for in vain is looked for again ever more rarely.
-const LONGEST_PAUSE: Duration = Duration::from_secs(16);
+/// The kernel takes many milliseconds to take back a watch, and our end waits for it; who gets in sooner than that is to be spared
+/// them.
+const WATCH_AFTER: Duration = Duration::from_millis(50);
 /// How long who has come to his turn waits for the answer to a removal of his.
 const TO_FINISH: Duration = Duration::from_millis(250);
 
@@ -51,7 +53,7 @@ pub async fn reap(
     };
     let journal = Arc::new(journal);
     let mut told = Told::default();
-    let everything = find(Arc::clone(&journal), |_| true).await.map_err(Error::Journal)?;
+    let everything = find(Arc::clone(&journal), Look::AT_ALL, |_| true).await.map_err(Error::Journal)?;
     let mut is_clean = true;
     let mut groups = BTreeMap::<(String, String), Vec<Dead>>::new();
     for (name, life) in everything {
@@ -109,8 +111,9 @@ async fn reap_group(group: Vec<Dead>, within: Duration, release_timeout: Duratio
     };
     let is_removing = Cell::new(false);
     let clearing = async {
+        let mut listings = Listings::default();
         for dead in group {
-            if let Err(error) = clear(&store, dead, &mut removed, &is_removing).await {
+            if let Err(error) = clear(&store, dead, &mut listings, &mut removed, &is_removing).await {
                 trouble.push(error);
             }
         }
@@ -122,17 +125,36 @@ async fn reap_group(group: Vec<Dead>, within: Duration, release_timeout: Duratio
     (removed, trouble)
 }
 
-/// Removes what one of the dead left in his lock's directory, and then his entry.
+/// The queues of a store as they were when all who are being cleared up after were dead. Of many who had no node one listing tells.
+#[derive(Default)]
+struct Listings(HashMap<LockPath, Queue>);
+
+impl Listings {
+    async fn of<S: Store>(&mut self, store: &S, lock: &LockPath) -> Result<&Queue, String> {
+        match self.0.entry(lock.clone()) {
+            hash_map::Entry::Occupied(listing) => Ok(listing.into_mut()),
+            hash_map::Entry::Vacant(none) => match store.contenders(lock).await {
+                Ok(queue) => Ok(none.insert(queue)),
+                Err(StoreError::NoLock(_)) => Ok(none.insert(Queue::default())),
+                Err(error) => Err(error.to_string()),
+            },
+        }
+    }
+}
+
+/// Removes what one of the dead left in his lock's directory, and then his entry, unless that is to be kept.
 ///
 /// # Cancellation
 /// May be dropped: what was not done is left to somebody else.
-async fn clear<S: Store>(store: &S, dead: Dead, removed: &mut Vec<NodePath>, is_removing: &Cell<bool>) -> Result<(), String> {
+async fn clear<S: Store>(
+    store: &S,
+    dead: Dead,
+    listings: &mut Listings,
+    removed: &mut Vec<NodePath>,
+    is_removing: &Cell<bool>,
+) -> Result<Age, String> {
     let Entry { lock, family, host, pid, since, .. } = dead.entry.clone();
-    let queue = match store.contenders(&lock).await {
-        Ok(queue) => queue,
-        Err(StoreError::NoLock(_)) => Queue::default(),
-        Err(error) => return Err(error.to_string()),
-    };
+    let queue = listings.of(store, &lock).await?;
     let mut is_found = false;
     for name in queue.contenders().iter().filter(|name| family.has(name)) {
         is_found = true;
@@ -149,8 +171,8 @@ async fn clear<S: Store>(store: &S, dead: Dead, removed: &mut Vec<NodePath>, is_
         }
     }
     let struck = match is_found {
-        true => dead.strike(),
-        false => dead.strike_unless_young(SystemTime::now()).map(|age| match age {
+        true => dead.strike().map(|()| Age::Over),
+        false => dead.strike_unless_young(SystemTime::now()).inspect(|age| match age {
             Age::Young => info!("{lock} has no node of {family}…, whose owner is dead: looking again later"),
             Age::Over => info!("{lock} never had a node of {family}…, whose owner is dead"),
         }),
@@ -159,19 +181,25 @@ async fn clear<S: Store>(store: &S, dead: Dead, removed: &mut Vec<NodePath>, is_
     struck.map_err(|trouble| trouble.to_string())
 }
 
-/// Looks at every entry; those that are wanted and dead come with their flock.
+/// Looks at entries; those that are wanted and dead come with their flock.
 ///
 /// # Cancellation
 /// May be dropped: the flocks are given up.
 async fn find(
     journal: Arc<Journal>,
+    look: Look,
     is_wanted: impl Fn(&Entry) -> bool + Send + 'static,
 ) -> Result<Vec<(String, Result<Life, Trouble>)>, Trouble> {
     // A disk may take its time, and signals none.
     let looked = elsewhere(move || {
-        let (families, strangers) = journal.names()?;
+        let (families, strangers) = match &look {
+            Look::AtAllBut(_) => journal.names()?,
+            Look::At { suspects, nodeless } => (suspects.union(nodeless).cloned().collect(), Vec::new()),
+        };
         let no_entry = |name| (name, Ok(Life::Stranger));
-        let looked = families.into_iter().map(|family| (family.to_string(), journal.look(&family, &is_wanted)));
+        let looked = families
+            .into_iter()
+            .map(|family| (family.to_string(), journal.look(&family, |entry| look.wants(entry) && is_wanted(entry))));
         Ok(looked.chain(strangers.into_iter().map(no_entry)).collect())
     });
     let ended = || Trouble::said("to read the journal", "the thread that reads it has ended");
@@ -216,8 +244,7 @@ pub struct Reaper {
     servers: Servers,
     chroot: AbsolutePath,
     told: Told,
-    /// What there was no node of: when it is looked for again, and how long after that.
-    later: HashMap<Family, (Instant, Duration)>,
+    agenda: Agenda,
     /// Whether something was asked for that is not told and written down yet.
     is_removing: Rc<Cell<bool>>,
 }
@@ -227,25 +254,57 @@ impl Reaper {
     pub fn new(state_dir: &StateDir, address: &Address) -> Option<Reaper> {
         let Address::ZooKeeper { servers, chroot } = address else { return None };
         let (servers, chroot, state_dir) = (servers.clone(), chroot.clone(), state_dir.clone());
-        Some(Reaper { state_dir, servers, chroot, told: Told::default(), later: HashMap::new(), is_removing: Rc::default() })
+        let agenda = Agenda::new(Instant::now());
+        Some(Reaper { state_dir, servers, chroot, told: Told::default(), agenda, is_removing: Rc::default() })
     }
 
-    /// Looks into the journal again and again.
+    /// Looks into the journal again and again, and at once where the kernel tells that somebody died.
     ///
     /// # Cancellation
     /// May be dropped: what was not done is left to somebody else. That is the only end it has.
-    pub async fn reap(&mut self) -> Infallible {
+    pub async fn reap(&mut self, watches: &Watches) -> Infallible {
+        let watch_from = Instant::now() + WATCH_AFTER;
+        let mut watch = None;
         loop {
-            let entries = match self.pass().await {
-                Ok(entries) => entries,
-                Err(text) => {
-                    self.told.tell_trouble(&text);
-                    self.later.clear();
-                    0
+            let now = Instant::now();
+            let look = self.agenda.take(now);
+            if matches!(look, Look::AtAllBut(_)) && watch.is_none() && now >= watch_from {
+                // The kernel may have none left; it is asked again, for others give theirs back.
+                watch = self.watch(watches);
+            }
+            if let Err(text) = self.pass(look).await {
+                self.told.tell_trouble(&text);
+            }
+            if now < watch_from {
+                // Of what happens until then nobody tells.
+                self.agenda.look_at_all(watch_from);
+            }
+            let news = async {
+                match &watch {
+                    Some(watch) => watch.news().await,
+                    None => pending().await,
                 }
             };
-            sleep(LOOK_AGAIN.saturating_add(LOOK_AGAIN_BY_ENTRY.saturating_mul(entries))).await;
+            tokio::select! {
+                biased;
+                news = news => match news {
+                    Ok(News::Of(names)) => self.suspect(&names),
+                    Ok(News::OfMany) => self.agenda.look_at_all(Instant::now()),
+                    Err(_) => watch = None,
+                },
+                () = sleep_until(self.agenda.next()) => {}
+            }
         }
+    }
+
+    fn watch<'w>(&self, watches: &'w Watches) -> Option<Watch<'w>> {
+        Journal::open(&self.state_dir).ok()??.watch(watches).ok()
+    }
+
+    fn suspect(&mut self, names: &[OsString]) {
+        let now = Instant::now();
+        let families = names.iter().filter_map(|name| Family::parse(name.to_str()?));
+        families.for_each(|family| self.agenda.suspect(family, now));
     }
 
     /// What lets [`Reaper::finish`] know.
@@ -269,52 +328,86 @@ impl Reaper {
         }
     }
 
-    /// Looks into the journal once; says how many entries there were.
+    /// Looks at every entry once.
     ///
     /// # Cancellation
     /// As [`Reaper::reap`].
-    pub async fn pass(&mut self) -> Result<u32, String> {
+    pub async fn look_once(&mut self) -> Result<(), String> {
+        self.pass(Look::AT_ALL).await
+    }
+
+    /// Looks at entries, and removes what the dead among them left.
+    async fn pass(&mut self, look: Look) -> Result<(), String> {
+        let is_at_all = matches!(look, Look::AtAllBut(_));
+        let looked = self.look(look).await;
+        let entries = looked.as_ref().map_or(0, |(entries, _)| *entries);
+        let cleared = match looked {
+            Ok((_, dead)) => self.clear_up(dead).await,
+            Err(text) => Err(text),
+        };
+        if is_at_all {
+            self.agenda.saw_all(entries, Instant::now());
+        }
+        cleared
+    }
+
+    /// Looks at entries: how many there are, and the dead among them.
+    async fn look(&mut self, look: Look) -> Result<(usize, Vec<Dead>), String> {
         let Some(journal) = Journal::open(&self.state_dir).map_err(|trouble| trouble.to_string())? else {
-            return Ok(0);
+            return Ok((0, Vec::new()));
         };
         let journal = Arc::new(journal);
-        let now = Instant::now();
-        let later: HashSet<Family> =
-            self.later.iter().filter(|(_, (at, _))| *at > now).map(|(family, _)| family.clone()).collect();
         let (servers, chroot) = (self.servers.clone(), self.chroot.clone());
-        let is_wanted = move |entry: &Entry| entry.is_at(&servers, &chroot) && !later.contains(&entry.family);
-        let looked = find(Arc::clone(&journal), is_wanted).await.map_err(|trouble| trouble.to_string())?;
-        let entries = u32::try_from(looked.len()).unwrap_or(u32::MAX);
+        let is_ours = move |entry: &Entry| entry.is_at(&servers, &chroot);
+        let looked = find(Arc::clone(&journal), look, is_ours).await.map_err(|trouble| trouble.to_string())?;
+        let entries = looked.len();
         let mut group = Vec::new();
         for (name, life) in looked {
-            match life {
-                Ok(Life::Dead(dead)) => group.push(*dead),
-                other => self.told.tell(&journal, &name, &other),
+            let family = Family::parse(&name);
+            match (life, family) {
+                (Ok(Life::Dead(dead)), _) => group.push(*dead),
+                (Ok(Life::Gone), Some(family)) => self.agenda.forget(&family),
+                (Ok(Life::Elsewhere), Some(family)) => self.agenda.clear_of_suspicion(&family),
+                // By now that may only seem so.
+                (Ok(Life::Living), _) => {}
+                (other, _) => self.told.tell(&journal, &name, &other),
             }
         }
+        Ok((entries, group))
+    }
+
+    /// Removes what the dead left. What cannot be done is left to the next look at everything.
+    async fn clear_up(&mut self, mut group: Vec<Dead>) -> Result<(), String> {
         if group.is_empty() {
-            return Ok(entries);
+            return Ok(());
         }
-        for dead in &group {
-            let pause = self.later.get(&dead.entry.family).map_or(LOOK_AGAIN, |(_, pause)| (*pause * 2).min(LONGEST_PAUSE));
-            self.later.insert(dead.entry.family.clone(), (now + pause, pause));
-        }
+        // Those first that are more likely to stand in the way.
+        group.sort_by_key(|dead| dead.entry.dead.is_some());
         let (servers, chroot) = (self.servers.clone(), self.chroot.clone());
-        let is_removing = Rc::clone(&self.is_removing);
-        let reaping = async {
+        let Reaper { is_removing, agenda, .. } = self;
+        let mut to_forget: HashSet<Family> = group.iter().map(|dead| dead.entry.family.clone()).collect();
+        let clearing = async {
             let limit = Limit::Once(Instant::now() + LOOK_TIMEOUT);
             let store = ZooKeeper::connect(servers, chroot, limit, LOOK_TIMEOUT).await.map_err(|error| error.to_string())?;
-            let mut outcome = Ok(entries);
+            let (mut listings, mut outcome) = (Listings::default(), Ok(()));
             for dead in group {
                 is_removing.set(false);
-                let cleared = clear(&store, dead, &mut Vec::new(), &is_removing).await;
-                outcome = outcome.and_then(|entries| cleared.map(|()| entries));
+                let (family, age) = (dead.entry.family.clone(), age(&dead.entry, SystemTime::now()));
+                let cleared = clear(&store, dead, &mut listings, &mut Vec::new(), is_removing).await;
+                if let Ok(Age::Young) = cleared {
+                    to_forget.remove(&family);
+                    agenda.saw_nodeless(family, age, Instant::now());
+                }
+                outcome = outcome.and(cleared.map(drop));
             }
             store.close().await;
             outcome
         };
-        let reaped = timeout(LOOK_TIMEOUT, reaping).await;
-        self.is_removing.set(false);
-        reaped.unwrap_or_else(|_| Err("what the dead left could not be removed in time".to_owned()))
+        let cleared = timeout(LOOK_TIMEOUT, clearing).await;
+        is_removing.set(false);
+        for family in &to_forget {
+            agenda.forget(family);
+        }
+        cleared.unwrap_or_else(|_| Err("what the dead left could not be removed in time".to_owned()))
     }
 }

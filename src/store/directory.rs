@@ -12,7 +12,6 @@
 
 mod mark;
 mod root;
-mod watch;
 
 use std::cell::RefCell;
 use std::fs::{File, TryLockError};
@@ -31,8 +30,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::warn;
 
 pub use self::root::{Root, RootError};
-use self::watch::Watches;
-use crate::local::{Dir, Trouble, elsewhere, errno, kind};
+use crate::local::{Dir, Trouble, Watches, elsewhere, errno, kind};
 use crate::lock::{
     AbsolutePath, Claim, Contender, Entry, Expected, FencingToken, Identifier, Lifetime, LockPath, NodeName, Place, Queue,
     Reading, Removal, Sequence, Store, StoreError,

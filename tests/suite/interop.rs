@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::bench::{Bench, HOLD, Run};
+use super::bench::{Bench, HOLD, Run, kill_tree};
 use super::names::Old;
 
 /// The oldest release that lockpick ran with, and the current one; each with lockpick itself beside it.
@@ -17,7 +17,7 @@ pub fn python(kazoo: &str) -> PathBuf {
     python
 }
 
-fn peer(kazoo: &str, bench: &Bench, arguments: &[&str]) -> Run {
+pub fn peer(kazoo: &str, bench: &Bench, arguments: &[&str]) -> Run {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kazoo_peer.py");
     let mut words = vec![script.to_str().unwrap(), bench.servers(), bench.chroot()];
     words.extend(arguments);
@@ -44,6 +44,7 @@ with_every_kazoo!(
     a_mixed_queue_is_one_queue,
     each_lists_the_others_nodes,
     each_releases_the_others_nodes,
+    who_waits_behind_kazoo_clears_away_the_dead_in_front_of_it,
 );
 
 const KINDS: [&str; 3] = ["lock", "rlock", "wlock"];
@@ -134,6 +135,24 @@ fn each_releases_the_others_nodes(kazoo: Peer<'_>) {
     // Its own release finds nothing, which it takes well.
     kazoos.finish();
     assert!(bench.queue("/release").is_empty());
+}
+
+fn who_waits_behind_kazoo_clears_away_the_dead_in_front_of_it(kazoo: Peer<'_>) {
+    let bench = Bench::zookeeper();
+    let holder = bench.hold(["-n", "/dead"]).ready();
+    let dead = bench.start(["-n", "/dead", "true"]).waits();
+    let kazoos = kazoo(&bench, &["hold", "wlock", "/dead", "kazoo's"]);
+    bench.queue_reaches("/dead", 3);
+    let ours = bench.hold(["-n", "/dead"]).waits();
+    for run in [dead, holder] {
+        kill_tree(run.pid());
+        assert_eq!(run.end().died_of(), libc::SIGKILL);
+    }
+    let kazoos = kazoos.ready();
+    assert_eq!((ours.stdout(), bench.queue("/dead").len()), (String::new(), 2));
+    kazoos.finish().good();
+    ours.ready().finish().good();
+    assert!(bench.queue("/dead").is_empty());
 }
 
 /// Under the default chroot, where everybody's locks are who says nothing else.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use nix::unistd::geteuid;
 use tempfile::TempDir;
 
-use super::bench::{BINARY, Bench, Ended, HOLD, LIMIT, Run, children, kill_tree, send};
+use super::bench::{BINARY, Bench, Ended, HOLD, LIMIT, Run, children, cpu, kill_tree, send};
 use super::proxy::{Fate, Proxy, Request};
 use super::zookeeper::{Server, free_port};
 
@@ -142,6 +142,73 @@ fn who_waits_gets_in_by_himself_when_the_command_of_a_killed_wrapper_has_ended_a
     holder.kill();
     let next = bench.hold(["-n", "/x", "-p", "100ms"]).waits();
     enters_when_the_last_has_ended(&bench, next, holder);
+}
+
+/// So many entries of other servers that looks at all of them are far between.
+fn many_of_others(bench: &Bench) -> usize {
+    let others = Bench::on("others:2181");
+    for number in 0..1000 {
+        let family = format!("{number:04}{}", &FAMILY[4..]);
+        forge(bench, &family, &forged(&others, "/x", &family));
+    }
+    bench.entries().len()
+}
+
+#[test]
+fn who_waits_learns_of_each_death_at_once_and_need_not_look_at_everything() {
+    let bench = Bench::zookeeper();
+    let others = many_of_others(&bench);
+    let mut holder = bench.hold(["-n", "/x"]).ready();
+    for waiter in [(); 4].map(|()| bench.hold(["-n", "/x"]).waits()) {
+        kill_tree(holder.pid());
+        let since = Instant::now();
+        assert_eq!(holder.end().died_of(), libc::SIGKILL);
+        holder = waiter.ready();
+        assert!(since.elapsed() < PROMPTLY, "{:?}", since.elapsed());
+    }
+    holder.finish().good();
+    assert_eq!((bench.queue("/x"), bench.entries().len()), (Vec::new(), others));
+}
+
+#[test]
+fn who_waits_takes_no_processor_time_for_the_releases_and_looks_of_others() {
+    let bench = Bench::zookeeper();
+    many_of_others(&bench);
+    let holder = bench.hold(["-n", "/x"]).ready();
+    let waiters = [(); 2].map(|()| bench.hold(["-n", "/x", "-p", "1h"]).waits());
+    // After that they look at everything very rarely.
+    let used = || waiters.each_ref().map(|waiter| cpu(waiter.pid()).unwrap());
+    thread::sleep(Duration::from_millis(500));
+    let before = used();
+    forge(&bench, FAMILY, &forged(&bench, "/x", FAMILY));
+    for _ in 0..20 {
+        bench.run(["-n", "/y", "true"]).good();
+    }
+    for (after, before) in used().into_iter().zip(before) {
+        assert!(after < before + Duration::from_millis(300), "{before:?} {after:?}");
+    }
+    holder.finish().good();
+    for waiter in waiters {
+        waiter.ready().finish().good();
+    }
+    assert_eq!(bench.queue("/x"), Vec::<String>::new());
+}
+
+#[test]
+fn who_gets_no_watch_from_the_kernel_finds_the_dead_too() {
+    let bench = Bench::zookeeper();
+    let holder = bench.hold(["-n", "/x"]).ready();
+    let script = r#"echo 0 >/proc/sys/user/max_inotify_instances && exec "$@""#;
+    let mut command = bench.program("unshare", ["--user", "--map-root-user", "sh", "-c", script, "sh", BINARY, "-n", "/x"]);
+    command.args(HOLD);
+    let waiter = Run::start(command).waits();
+    kill_tree(holder.pid());
+    assert_eq!(holder.end().died_of(), libc::SIGKILL);
+    let since = Instant::now();
+    let waiter = waiter.ready();
+    assert!(since.elapsed() < PROMPTLY, "{:?}", since.elapsed());
+    waiter.finish().good();
+    nothing_is_left(&bench, "/x");
 }
 
 /// As long as somebody lives nobody else enters, however he asks.

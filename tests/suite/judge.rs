@@ -57,6 +57,14 @@ pub struct Outcome {
     pub ended: Ended,
 }
 
+impl Outcome {
+    /// That of a turn which somebody else took and left.
+    pub fn of_turn(plan: Plan) -> Outcome {
+        let status = plan.status().cast_signed() << 8;
+        ended(plan, status)
+    }
+}
+
 impl Plan {
     /// One that enters and leaves, and is not disturbed.
     pub fn calm(number: u32, kind: &'static str) -> Plan {

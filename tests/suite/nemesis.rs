@@ -17,6 +17,7 @@ use syncd_spawn::journal::Entry;
 use tempfile::TempDir;
 
 use super::bench::{Bench, Ended, LIMIT, Run, kill_tree, send};
+use super::interop;
 use syncd_spawn::store::Random;
 
 use super::judge::{self, OnTerm, Outcome, Plan, Victim};
@@ -675,44 +676,107 @@ fn rob(bench: &Bench, name: &str) -> bool {
 
 #[test]
 fn runs_that_are_killed_at_any_point_hold_up_nobody_and_nobody_cleans_up_after_them() {
-    /// How long nobody may enter: what is dead is looked for every second.
-    const GAP: Duration = Duration::from_secs(6);
     let server = Server::start("");
     for seed in seeds() {
         let arena = Arena::new(&server.address());
-        let (mut killed, mut longest) = (0, Duration::ZERO);
-        arena.contend_as_planned(&seed, &arena.bench, Arena::mortal_plan, |_| {
-            let started = Instant::now();
-            let (mut entered, mut since) = (0, started);
-            while started.elapsed() < Duration::from_secs(20) {
-                thread::sleep(Duration::from_millis(10));
-                if arena.entered() > entered {
-                    entered = arena.entered();
-                    since = Instant::now();
-                }
-                longest = longest.max(since.elapsed());
-                assert!(since.elapsed() < GAP, "nobody enters: {:?}", arena.bench.queue(LOCK));
+        arena.contend_and_die(&seed);
+        arena.leaves_nothing();
+    }
+}
+
+#[test]
+fn runs_that_are_killed_in_one_queue_with_kazoo_hold_up_nobody_either() {
+    /// As many as ours would be too much for two processors.
+    const PEERS: u64 = 2;
+    let server = Server::start("");
+    for seed in seeds() {
+        let arena = Arena::new(&server.address());
+        thread::scope(|scope| {
+            for peer in 1..=PEERS {
+                let mut dice = Dice(Random((seed.0 << 8) | (WORKERS + peer)));
+                let arena = &arena;
+                scope.spawn(move || arena.take_turns_as_kazoo(&mut dice));
             }
+            arena.contend_and_die(&seed);
+            // Who waits as kazoo may still stand behind somebody dead.
+            arena.next_one();
         });
-        for outcome in arena.outcomes.lock().expect("not poisoned").iter() {
-            killed += u32::from(outcome.ended.status.signal() == Some(libc::SIGKILL));
+        arena.leaves_nothing();
+    }
+}
+
+impl Arena {
+    /// Contends for some time, while wrappers are killed, and nobody holds up the others.
+    fn contend_and_die(&self, seed: &Seed) {
+        /// How long nobody may enter, beyond what a run takes at that time that has nobody before it.
+        const GAP: Duration = Duration::from_secs(1);
+        let (mut gaps, mut lone) = (Vec::new(), Vec::new());
+        self.contend_as_planned(seed, &self.bench, Arena::mortal_plan, |_| {
+            let end = Instant::now() + Duration::from_secs(20);
+            thread::scope(|scope| {
+                let probe = scope.spawn(|| lone_runs(self.bench.servers(), end));
+                let (mut entered, mut since) = (0, Instant::now());
+                while since < end {
+                    thread::sleep(Duration::from_millis(5));
+                    assert!(since.elapsed() < LIMIT, "nobody enters: {:?}", self.bench.queue(LOCK));
+                    if self.entered() > entered {
+                        entered = self.entered();
+                        let now = Instant::now();
+                        gaps.push((since, now));
+                        since = now;
+                    }
+                }
+                lone = probe.join().expect("it ends well");
+            });
+        });
+        let beyond = gaps.iter().map(|(since, until)| {
+            let meanwhile = lone.iter().filter(|(started, ended)| started < until && ended > since);
+            (*until - *since).saturating_sub(meanwhile.map(|(started, ended)| *ended - *started).max().unwrap_or_default())
+        });
+        let longest = beyond.max().expect("somebody entered");
+        assert!(longest < GAP, "nobody entered for {longest:?} more than a lone run took");
+        let outcomes = self.outcomes.lock().expect("not poisoned");
+        let killed = outcomes.iter().filter(|outcome| outcome.ended.status.signal() == Some(libc::SIGKILL)).count();
+        assert!(killed > 20, "only {killed} were killed");
+    }
+
+    /// Contends by kazoo's recipe, and is not killed. Its plain lock would not wait for readers.
+    fn take_turns_as_kazoo(&self, dice: &mut Dice) {
+        let log = self.log();
+        let mut kazoo = interop::peer("kazoo", &self.bench, &["turns", LOCK, log.to_str().expect("UTF-8")]);
+        let mut turns = 0;
+        while self.calm.get().is_none() {
+            let plan = self.calm_plan(dice.pick(&["rlock", "wlock"]));
+            kazoo.write(format!("{} {}\n", plan.number, plan.kind).as_bytes());
+            kazoo.says(&format!("left {}\n", plan.number));
+            self.outcomes.lock().expect("not poisoned").push(Outcome::of_turn(plan));
+            turns += 1;
         }
-        assert!(killed > 20, "only {killed} were killed, with gaps of {longest:?}");
+        kazoo.finish().good();
+        assert!(turns > 10, "kazoo entered only {turns} times");
+    }
+
+    /// The next one who comes.
+    fn next_one(&self) {
+        let plan = self.calm_plan("wlock");
+        let run = self.start(&self.bench, &plan);
+        self.ended(plan, run.end());
+    }
+
+    /// Nothing is left of the dead, as soon as all of them are, and somebody else has come.
+    fn leaves_nothing(self) {
         let deadline = Instant::now() + LIMIT;
-        while !processes_in(arena.bench.chroot()).is_empty() {
+        while !processes_in(self.bench.chroot()).is_empty() {
             assert!(Instant::now() < deadline, "somebody is left");
             thread::sleep(Duration::from_millis(10));
         }
-        // The next one who comes.
-        let plan = arena.calm_plan("wlock");
-        let run = arena.start(&arena.bench, &plan);
-        arena.ended(plan, run.end());
-        arena.bench.run(["--no-wait", "-n", LOCK, "true"]).good();
-        assert_eq!(arena.bench.queue(LOCK), Vec::<String>::new());
+        self.next_one();
+        self.bench.run(["--no-wait", "-n", LOCK, "true"]).good();
+        assert_eq!(self.bench.queue(LOCK), Vec::<String>::new());
         // Whoever was killed where he had no node, or had not written everything down yet, is remembered for a while.
         let long_ago = SystemTime::UNIX_EPOCH;
-        for entry in arena.bench.entries() {
-            let path = arena.bench.state_dir().join(&entry);
+        for entry in self.bench.entries() {
+            let path = self.bench.state_dir().join(&entry);
             let text = fs::read_to_string(&path).expect("an entry");
             if let Some((lines, _)) = text.split_once("dead ") {
                 fs::write(&path, format!("{lines}{}", Entry::dead_line(long_ago))).expect("an entry");
@@ -721,8 +785,21 @@ fn runs_that_are_killed_at_any_point_hold_up_nobody_and_nobody_cleans_up_after_t
                 fs::File::options().append(true).open(&path).and_then(|file| file.set_modified(long_ago)).expect("a file");
             }
         }
-        arena.bench.run(["--no-wait", "-n", LOCK, "true"]).good();
-        assert_eq!(arena.bench.entries(), Vec::<String>::new());
-        arena.ends_well();
+        self.bench.run(["--no-wait", "-n", LOCK, "true"]).good();
+        assert_eq!(self.bench.entries(), Vec::<String>::new());
+        self.ends_well();
     }
+}
+
+/// When runs started and ended that contend with nobody: as long as this takes, the machine has no time for others either.
+fn lone_runs(servers: &str, end: Instant) -> Vec<(Instant, Instant)> {
+    let bench = Bench::on(servers);
+    let mut runs = Vec::new();
+    while Instant::now() < end {
+        let started = Instant::now();
+        bench.run(["-n", "/alone", "true"]).good();
+        runs.push((started, Instant::now()));
+        thread::sleep(Duration::from_millis(100));
+    }
+    runs
 }
