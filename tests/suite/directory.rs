@@ -243,7 +243,10 @@ fn a_directory_that_is_deleted_under_its_waiters_is_made_again() {
     let bench = Bench::directory();
     let holder = bench.hold(["-n", "/x"]).ready();
     let waiter = bench.hold(["-n", "/x"]).waits();
+    // Files go one by one: a waiter that looked in between could find nobody in front, and its own file still there.
+    waiter.stop();
     fs::remove_dir_all(file(&bench, "/x")).unwrap();
+    waiter.signal(libc::SIGCONT);
     waiter.warns("queueing again at the end");
     waiter.ready().finish().good();
     // The command was stopped, for its lock was taken away.
