@@ -147,8 +147,10 @@ fn the_examples_of_lockpicks_readme_produce_the_documented_lines() {
     let old = Old::new();
     let place = old.path().display();
     let server = Server::prepare(2181);
+    // Whoever comes before it listens may say so.
     let script = format!(
         "ip link set lo up\n{server} >{place}/log 2>&1 & server=$!\ntrap 'kill -9 $server' EXIT\n\
+         until (: </dev/tcp/localhost/2181) 2>/dev/null; do sleep 0.1; done\n\
          unset SYNCD_SPAWN_SERVERS SYNCD_SPAWN_CHROOT\nPATH={place}:$PATH\ncd {place}\nexec 2>&1\n\
          while IFS= read -r line; do eval \"$line\"; echo done $((number += 1)); done\n",
         server = server.command_line(),
