@@ -259,6 +259,20 @@ fn visible(directory: &Path) -> Vec<String> {
     names.filter(|name| !name.starts_with('.')).collect()
 }
 
+/// Makes a file that can be executed. Another process writes it: what we write ourselves is open in every child, too, that
+/// another test starts at that moment, until its exec, and cannot be executed until then.
+pub fn make_executable(path: &Path, contents: &[u8]) {
+    let write = ["-c", "cat >\"$0\" && chmod 755 \"$0\""];
+    let mut writer = Command::new("sh").args(write).arg(path).stdin(Stdio::piped()).spawn().expect("sh is there");
+    writer.stdin.take().expect("piped").write_all(contents).expect("it reads");
+    assert!(writer.wait().expect("our child").success(), "{} cannot be written", path.display());
+}
+
+/// The program, for others than us at a place of theirs.
+pub fn copy_binary(path: &Path) {
+    make_executable(path, &fs::read(BINARY).expect("the program"));
+}
+
 /// A program that runs. Dropped, it is killed, and what it started with it.
 pub struct Run {
     child: Child,

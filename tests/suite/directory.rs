@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::unistd::{geteuid, mkfifo};
 use tempfile::TempDir;
 
-use super::bench::{BINARY, Bench, Ended, HOLD, LIMIT, Run};
+use super::bench::{BINARY, Bench, Ended, HOLD, LIMIT, Run, copy_binary};
 
 /// How soon the next in line must be told, on a machine that does other things too.
 const PROMPTLY: Duration = Duration::from_secs(2);
@@ -361,7 +361,7 @@ impl Shared {
         assert!(geteuid().is_root(), "becoming several users takes root");
         let place = tempfile::tempdir().unwrap();
         fs::set_permissions(place.path(), Permissions::from_mode(0o755)).unwrap();
-        fs::copy(BINARY, place.path().join("syncd-spawn")).unwrap();
+        copy_binary(&place.path().join("syncd-spawn"));
         fs::create_dir(place.path().join("root")).unwrap();
         fs::set_permissions(place.path().join("root"), Permissions::from_mode(mode)).unwrap();
         Shared { place }

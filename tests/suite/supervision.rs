@@ -2,13 +2,12 @@
 
 use std::fs;
 use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::bench::{BINARY, Bench, LIMIT, Run, kill_tree, send};
+use super::bench::{BINARY, Bench, LIMIT, Run, kill_tree, make_executable, send};
 use super::terminal::Terminal;
 
 /// Tells each signal that it gets by its number, each on a line; the first line is `ready`, USR2 twice in a row ends it.
@@ -574,8 +573,7 @@ fn the_command_starts_where_we_were_and_we_keep_no_directory_busy() {
     let bench = Bench::directory();
     let directory = tempfile::tempdir().unwrap();
     let script = directory.path().join("script");
-    fs::write(&script, "#!/bin/sh\necho ready\npwd\nread x\n").unwrap();
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    make_executable(&script, b"#!/bin/sh\necho ready\npwd\nread x\n");
     let mut command = bench.command(["-q", "-n", "/cwd", "./script"]);
     command.current_dir(&directory);
     let run = Run::start(command).ready();
