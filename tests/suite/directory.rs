@@ -1,6 +1,7 @@
 //! What only the directory store promises: the kernel says who lives, and the file system is not always kind.
 
 use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::Write;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -128,6 +129,11 @@ fn what_was_left_running_on_purpose_does_not_keep_the_lock() {
     mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
     let script = r#"cat "$0" >/dev/null 2>&1 & echo ready; exec cat >/dev/null"#;
     let holder = bench.start(["--orphans", "leave", "-n", "/x", "--", "sh", "-c", script, fifo.to_str().unwrap()]).ready();
+    let mut writer = None;
+    wait_until("it reads", || {
+        writer = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(&fifo).ok();
+        writer.is_some()
+    });
     let next = bench.hold(["-n", "/x"]).waits();
     let since = Instant::now();
     holder.finish().good();
@@ -135,8 +141,7 @@ fn what_was_left_running_on_purpose_does_not_keep_the_lock() {
     assert!(since.elapsed() < PROMPTLY, "{:?}", since.elapsed());
     next.finish().good();
     // Nobody reads there any more once it is gone, and it has to be there still.
-    let writer = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(&fifo);
-    drop(writer.expect("it reads"));
+    writer.unwrap().write_all(b"still there").expect("it reads");
 }
 
 /// User and system time of a process, in ticks of 10 ms.

@@ -125,12 +125,23 @@ fn a_signal_right_after_the_create_left_the_node() {
     }
 }
 
+/// Says so when it goes.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn a_contender_that_vanished_while_it_was_listed_failed_the_run_and_left_its_node() {
     let old = &Old::new();
     let node = old.take(&["-i", "first", "rlock", "/x"]);
     let is_over = &AtomicBool::new(false);
     thread::scope(|scope| {
+        // Whatever happens, they come to an end.
+        let over = Over(is_over);
         scope.spawn(move || {
             while !is_over.load(Ordering::Relaxed) {
                 let nodes: Vec<String> =
@@ -146,7 +157,7 @@ fn a_contender_that_vanished_while_it_was_listed_failed_the_run_and_left_its_nod
             assert!(listed.stdout().starts_with(&format!("'first' {node}\n")), "{listed:?}");
         }
         let ended = waiter.end().failed(1, "Failed to acquire lock within timeout!");
-        is_over.store(true, Ordering::Relaxed);
+        drop(over);
         assert!(ended.stderr.contains(&format!("'first' {node}")), "{}", ended.stderr);
     });
     assert_eq!(old.bench.queue("/x").len(), 1);
