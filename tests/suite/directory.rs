@@ -13,8 +13,8 @@ use tempfile::TempDir;
 
 use super::bench::{BINARY, Bench, Ended, HOLD, LIMIT, Run, copy_binary};
 
-/// How soon the next in line must be told, on a machine that does other things too.
-const PROMPTLY: Duration = Duration::from_secs(2);
+/// How soon the next in line must be told, on a machine that does many other things at that moment.
+const PROMPTLY: Duration = Duration::from_secs(10);
 /// Adds one to a counter in a file, with no protection of its own, and notes its node and its token.
 const INCREMENT: &str = r#"read n <"$0/counter"; n=$((n + 1)); echo $n >"$0/counter"
     echo "$SYNCD_SPAWN_LOCK_NODE $SYNCD_SPAWN_FENCING_TOKEN" >>"$0/log""#;
@@ -161,8 +161,10 @@ fn waiting_takes_no_processor_time() {
     let before = all.map(ticks);
     // This is the measurement: nothing is to happen.
     thread::sleep(Duration::from_secs(3));
-    // What was used before may have been all but a tick.
-    assert!(all.map(ticks).iter().zip(before).all(|(after, before)| *after <= before + 1), "{before:?}");
+    // Starting up may have gone on for a moment, and what was used before may have been all but a tick, in both modes. Whoever
+    // looked again and again would use dozens.
+    let after = all.map(ticks);
+    assert!(after.iter().zip(before).all(|(after, before)| *after <= before + 5), "{before:?} {after:?}");
     bench.run(["unlock", explicit.stdout().trim()]).good();
     behind_explicit.ready().finish().good();
     holder.finish().good();

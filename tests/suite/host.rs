@@ -20,7 +20,7 @@ use tokio::runtime::{Builder, Runtime};
 use super::bench::{BINARY, Bench, Ended, HOLD, LIMIT, Run, children, copy_binary, kill_tree, send};
 
 /// How long a lock may be left lying when nobody holds it any more.
-const PROMPTLY: Duration = Duration::from_secs(2);
+const PROMPTLY: Duration = Duration::from_secs(10);
 
 /// A contender's name that nobody got.
 const CONTENDER: &str = "00000000000000000000000000000000__lock__0000000000";

@@ -151,7 +151,7 @@ fn a_contender_that_vanished_while_it_was_listed_failed_the_run_and_left_its_nod
                 old.bench.run(unlock).good();
             }
         });
-        let waiter = old.start_lockpick(&["-r", "3", "-p", "1", "wlock", "/x"]);
+        let waiter = old.start_lockpick(&["-r", "6", "-p", "1", "wlock", "/x"]);
         for _ in 0..20 {
             let listed = old.lockpick(&["list", "/x"]).good();
             assert!(listed.stdout().starts_with(&format!("'first' {node}\n")), "{listed:?}");
@@ -169,14 +169,14 @@ fn the_limit_started_again_at_each_predecessor() {
     let first = old.take(&["lock", "/x"]);
     let second = old.bench.hold(["-n", "/x"]).waits();
     let started = Instant::now();
-    let third = old.start_lockpick(&["-r", "3", "-p", "1", "lock", "/x"]);
+    let third = old.start_lockpick(&["-r", "5", "-p", "1", "lock", "/x"]);
     third.warns("Waiting to acquire lock");
     old.lockpick(&["unlock", &first]).good();
     let second = second.ready();
     let ended = third.end().failed(1, "Failed to acquire lock within timeout!");
-    // One line a second, and none at the limit.
-    assert_eq!(ended.stderr.matches("Waiting to acquire lock").count(), 2, "{}", ended.stderr);
-    assert!(started.elapsed() >= Duration::from_secs(3));
+    // One line a second at the most, and none at the limit.
+    assert!((1..=4).contains(&ended.stderr.matches("Waiting to acquire lock").count()), "{}", ended.stderr);
+    assert!(started.elapsed() >= Duration::from_secs(5));
     second.finish().good();
 }
 
