@@ -74,7 +74,10 @@ fn a_term_to_the_waiting_script_left_a_contender_that_nobody_owned() {
 fn an_int_or_quit_to_the_script_alone_was_dropped() {
     let old = Old::new();
     for signal in [libc::SIGINT, libc::SIGQUIT] {
-        let run = old.start_script(&script("/x", &["echo ready; exec cat"])).ready();
+        let mut run = old.start_script(&script("/x", &["exec cat"]));
+        // Once it is cat that says so: the shell before it ignores a QUIT.
+        run.write(b"ready\n");
+        let run = run.ready();
         run.signal(signal);
         assert_eq!(run.end().died_of(), signal);
     }
