@@ -3,10 +3,12 @@
 //! A process of its own with no other thread: the process half takes signals over, and reaps every child.
 
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
 use std::future::poll_fn;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -30,10 +32,11 @@ const WRITE: &str = "write() { sh -c 'echo $$ >$1.pid; while echo line >>$1; do 
 
 fn main() {
     let inherited = Inherited::take_over();
+    let neighbour = Neighbour::new();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
-        let mut stage =
-            Stage { signals: Signals::listen(inherited).expect("signals"), directory: tempfile::tempdir().unwrap() };
+        let signals = Signals::listen(inherited).expect("signals");
+        let mut stage = Stage { signals, neighbour: &neighbour, directory: tempfile::tempdir().unwrap() };
         stage.all_stand_still_in_doubt_and_go_on_afterwards().await;
         stage.a_continue_is_held_back_until_the_doubt_is_dispelled().await;
         stage.whoever_is_continued_by_somebody_else_in_doubt_is_stopped_again().await;
@@ -47,8 +50,9 @@ fn main() {
 }
 
 /// Where the tests play.
-struct Stage {
+struct Stage<'a> {
     signals: Signals,
+    neighbour: &'a Neighbour,
     directory: TempDir,
 }
 
@@ -98,11 +102,33 @@ impl Pen {
     }
 }
 
-/// A signal of another process: our own are none to pass on. Whoever sends it is our child for a moment, as others may be.
-async fn send(pid: i32, number: i32) {
-    let sent = Command::new("sh").args(["-c", "kill -$1 $2", "sh", &number.to_string(), &pid.to_string()]).spawn();
-    drop(sent.expect("sh"));
-    sleep(WHILE).await;
+/// Whoever sends signals for us: our own are none to pass on. A child that we had before, which does not stand still with those
+/// who have to.
+struct Neighbour {
+    orders: ChildStdin,
+    answers: File,
+}
+
+impl Neighbour {
+    /// To be called before anything is supervised.
+    fn new() -> Neighbour {
+        let serve = "while read number pid; do kill -$number $pid && echo; done";
+        let shell = Command::new("sh").args(["-c", serve]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let Child { stdin, stdout, .. } = shell.expect("sh");
+        Neighbour { orders: stdin.expect("piped"), answers: File::from(OwnedFd::from(stdout.expect("piped"))) }
+    }
+
+    /// Sends a signal, and lets those who are told of it do something about it.
+    async fn sends(&self, number: i32, pid: i32) {
+        writeln!(&self.orders, "{number} {pid}").expect("it reads");
+        (&self.answers).read_exact(&mut [0]).expect("it has sent it");
+        let deadline = Instant::now() + LIMIT;
+        while number == libc::SIGSTOP && !is_stopped(pid) {
+            assert!(Instant::now() < deadline, "it does not stop");
+            sleep(Duration::from_millis(2)).await;
+        }
+        sleep(WHILE).await;
+    }
 }
 
 fn ourselves() -> i32 {
@@ -114,7 +140,7 @@ fn is_stopped(pid: i32) -> bool {
     stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('T'))
 }
 
-impl Stage {
+impl Stage<'_> {
     /// Pens with these names, nothing written yet.
     fn pens<const N: usize>(&self, names: [&str; N]) -> [Pen; N] {
         names.map(|name| {
@@ -171,18 +197,19 @@ impl Stage {
     }
 
     async fn a_continue_is_held_back_until_the_doubt_is_dispelled(&mut self) {
+        let neighbour = self.neighbour;
         let [pen] = self.pens(["command"]);
         let ran = self.play(Orphans::Kill, "write command", Permission::Given, async |permit| {
             pen.moves().await;
-            send(pen.pid(), libc::SIGSTOP).await;
+            neighbour.sends(libc::SIGSTOP, pen.pid()).await;
             permit.send_replace(Permission::Doubtful);
             tokio::task::yield_now().await;
-            send(ourselves(), libc::SIGCONT).await;
+            neighbour.sends(libc::SIGCONT, ourselves()).await;
             pen.rests().await;
             permit.send_replace(Permission::Given);
             // It was passed on to the command, which is not the one that was stopped.
             pen.rests().await;
-            send(pen.pid(), libc::SIGCONT).await;
+            neighbour.sends(libc::SIGCONT, pen.pid()).await;
             pen.moves().await;
             permit.send_replace(Permission::Revoked { within: Duration::ZERO });
         });
@@ -190,6 +217,7 @@ impl Stage {
     }
 
     async fn whoever_is_continued_by_somebody_else_in_doubt_is_stopped_again(&mut self) {
+        let neighbour = self.neighbour;
         let [pen] = self.pens(["command"]);
         let script = "echo $$ >command.pid; while echo line >>command; do sleep 0.002; done";
         let ran = self.play(Orphans::Kill, script, Permission::Given, async |permit| {
@@ -197,7 +225,7 @@ impl Stage {
             permit.send_replace(Permission::Doubtful);
             tokio::task::yield_now().await;
             pen.rests().await;
-            send(pen.pid(), libc::SIGCONT).await;
+            neighbour.sends(libc::SIGCONT, pen.pid()).await;
             pen.comes_to_rest().await;
             permit.send_replace(Permission::Given);
             pen.moves().await;
@@ -239,12 +267,13 @@ impl Stage {
     }
 
     async fn who_was_stopped_before_a_doubt_stays_stopped(&mut self) {
+        let neighbour = self.neighbour;
         let [pen] = self.pens(["command"]);
         let script = "echo $$ >command.pid; while echo line >>command; do sleep 0.002; done";
         let ran = self.play(Orphans::Kill, script, Permission::Given, async |permit| {
             pen.moves().await;
             let pid = pen.pid();
-            send(pid, libc::SIGSTOP).await;
+            neighbour.sends(libc::SIGSTOP, pid).await;
             permit.send_replace(Permission::Doubtful);
             pen.comes_to_rest().await;
             permit.send_replace(Permission::Given);
@@ -252,7 +281,7 @@ impl Stage {
             assert!(is_stopped(pid));
             // And a CONT to us, in doubt or not, continues it.
             permit.send_replace(Permission::Doubtful);
-            send(ourselves(), libc::SIGCONT).await;
+            neighbour.sends(libc::SIGCONT, ourselves()).await;
             pen.rests().await;
             permit.send_replace(Permission::Given);
             pen.moves().await;
@@ -262,6 +291,7 @@ impl Stage {
     }
 
     async fn a_doubt_that_comes_true_kills_from_where_they_stand(&mut self) {
+        let neighbour = self.neighbour;
         let pens = self.pens(["command", "child"]);
         let [command, child] = &pens;
         let ran = self.play(Orphans::Wait, "write child & write command", Permission::Given, async |permit| {
@@ -269,7 +299,7 @@ impl Stage {
             permit.send_replace(Permission::Doubtful);
             tokio::task::yield_now().await;
             tokio::join!(command.rests(), child.rests());
-            send(ourselves(), libc::SIGCONT).await;
+            neighbour.sends(libc::SIGCONT, ourselves()).await;
             permit.send_replace(Permission::Revoked { within: Duration::ZERO });
         });
         let (before, ran) = (command.length(), ran.await.unwrap());

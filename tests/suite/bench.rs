@@ -259,6 +259,20 @@ fn visible(directory: &Path) -> Vec<String> {
     names.filter(|name| !name.starts_with('.')).collect()
 }
 
+/// Makes a file that can be executed. Another process writes it: what we write ourselves is open in every child, too, that
+/// another test starts at that moment, until its exec, and cannot be executed until then.
+pub fn make_executable(path: &Path, contents: &[u8]) {
+    let write = ["-c", "cat >\"$0\" && chmod 755 \"$0\""];
+    let mut writer = Command::new("sh").args(write).arg(path).stdin(Stdio::piped()).spawn().expect("sh is there");
+    writer.stdin.take().expect("piped").write_all(contents).expect("it reads");
+    assert!(writer.wait().expect("our child").success(), "{} cannot be written", path.display());
+}
+
+/// The program, for others than us at a place of theirs.
+pub fn copy_binary(path: &Path) {
+    make_executable(path, &fs::read(BINARY).expect("the program"));
+}
+
 /// A program that runs. Dropped, it is killed, and what it started with it.
 pub struct Run {
     child: Child,
@@ -356,6 +370,16 @@ impl Run {
         }
     }
 
+    /// Stops it, and waits until none of its threads runs.
+    pub fn stop(&self) {
+        self.signal(libc::SIGSTOP);
+        let deadline = Instant::now() + LIMIT;
+        while !is_stopped(self.pid()) {
+            assert!(Instant::now() < deadline, "it does not stop");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Whether it still runs.
     pub fn is_running(&mut self) -> bool {
         if self.ended.is_none() {
@@ -402,6 +426,13 @@ pub fn cpu(pid: i32) -> Option<Duration> {
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
     let ticks: u64 = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;
     Some(Duration::from_millis(ticks * 10))
+}
+
+/// Whether every thread of a process is stopped: a signal tells them all, and each stops in its own time.
+fn is_stopped(pid: i32) -> bool {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("it is there").flatten();
+    let mut states = threads.filter_map(|thread| fs::read_to_string(thread.path().join("stat")).ok());
+    states.all(|stat| stat.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with('T')))
 }
 
 /// Kills a process and its descendants, parents first, so that none can start another.

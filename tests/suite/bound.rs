@@ -10,15 +10,16 @@ use super::proxy::{Direction, Proxy};
 use super::terminal::Terminal;
 use super::zookeeper::Server;
 
-/// What the hasty server grants.
-const SESSION: Duration = Duration::from_secs(4);
+/// What the hasty server grants. A holder that is disturbed for a third of it has to stop its command: that is longer than a
+/// machine keeps it from running that does other things, too.
+const SESSION: Duration = Duration::from_secs(6);
 /// Too short to be noticed.
 const SHORT: Duration = Duration::from_millis(500);
 const BOUND: [&str; 6] = ["--ephemeral", "--grace", "500ms", "--group", "own", "-n"];
 
 /// A server whose sessions end soon.
 fn hasty() -> Server {
-    Server::start("tickTime=500\nminSessionTimeout=1000\nmaxSessionTimeout=4000")
+    Server::start("tickTime=500\nminSessionTimeout=1000\nmaxSessionTimeout=6000")
 }
 
 /// Starts a command under a lock that is bound to a session.
@@ -83,7 +84,7 @@ fn a_grace_that_no_session_has_room_for_is_refused() {
     let server = hasty();
     let bench = Bench::on(&server.address());
     let ended = bench.run(["--ephemeral", "--grace", "3s", "-n", "/long", "echo", "ran"]);
-    assert_eq!(ended.failed(125, "grants sessions of 4s, too short to stop a command within 4s before one can have expired\nhint: a shorter --grace fits").stdout(), "");
+    assert_eq!(ended.failed(125, "grants sessions of 6s, too short to stop a command within 4s before one can have expired\nhint: a shorter --grace fits").stdout(), "");
     assert!(bench.queue("/long").is_empty());
 }
 
@@ -209,17 +210,20 @@ fn ctrl_z_for_longer_than_the_session_loses_the_lock() {
 
 #[test]
 fn whoever_stood_still_and_is_known_yet_goes_on_when_that_is_known() {
-    let server = Server::start("tickTime=500\nmaxSessionTimeout=6000");
+    // The longer the notice, the longer a session is known that cannot be trusted any more.
+    let server = Server::start("tickTime=500\nmaxSessionTimeout=12000");
     let bench = Bench::on(&server.address());
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("lines");
-    let run = start(&bench, "/known", &writer("old", &file)).ready();
+    let script = writer("old", &file);
+    let arguments = ["--ephemeral", "--grace", "4s", "--group", "own", "-n", "/known", "--", "sh", "-c", &script];
+    let run = bench.start(arguments).ready();
     grows(&file);
     let command = children(run.pid())[0];
     run.signal(libc::SIGSTOP);
     send(-command, libc::SIGSTOP);
-    // Longer than we can trust a session of six seconds, and shorter than it lasts.
-    thread::sleep(Duration::from_secs(4));
+    // Longer than we can trust a session of twelve seconds, and shorter than it lasts.
+    thread::sleep(Duration::from_secs(6));
     run.signal(libc::SIGCONT);
     run.warns("the command stands still until we know");
     run.warns("is ours still: the command goes on");

@@ -1,6 +1,7 @@
 //! What only the directory store promises: the kernel says who lives, and the file system is not always kind.
 
 use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::Write;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -10,10 +11,10 @@ use std::time::{Duration, Instant};
 use nix::unistd::{geteuid, mkfifo};
 use tempfile::TempDir;
 
-use super::bench::{BINARY, Bench, Ended, HOLD, LIMIT, Run};
+use super::bench::{BINARY, Bench, Ended, HOLD, LIMIT, Run, copy_binary};
 
-/// How soon the next in line must be told, on a machine that does other things too.
-const PROMPTLY: Duration = Duration::from_secs(2);
+/// How soon the next in line must be told, on a machine that does many other things at that moment.
+const PROMPTLY: Duration = Duration::from_secs(10);
 /// Adds one to a counter in a file, with no protection of its own, and notes its node and its token.
 const INCREMENT: &str = r#"read n <"$0/counter"; n=$((n + 1)); echo $n >"$0/counter"
     echo "$SYNCD_SPAWN_LOCK_NODE $SYNCD_SPAWN_FENCING_TOKEN" >>"$0/log""#;
@@ -128,6 +129,11 @@ fn what_was_left_running_on_purpose_does_not_keep_the_lock() {
     mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
     let script = r#"cat "$0" >/dev/null 2>&1 & echo ready; exec cat >/dev/null"#;
     let holder = bench.start(["--orphans", "leave", "-n", "/x", "--", "sh", "-c", script, fifo.to_str().unwrap()]).ready();
+    let mut writer = None;
+    wait_until("it reads", || {
+        writer = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(&fifo).ok();
+        writer.is_some()
+    });
     let next = bench.hold(["-n", "/x"]).waits();
     let since = Instant::now();
     holder.finish().good();
@@ -135,8 +141,7 @@ fn what_was_left_running_on_purpose_does_not_keep_the_lock() {
     assert!(since.elapsed() < PROMPTLY, "{:?}", since.elapsed());
     next.finish().good();
     // Nobody reads there any more once it is gone, and it has to be there still.
-    let writer = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(&fifo);
-    drop(writer.expect("it reads"));
+    writer.unwrap().write_all(b"still there").expect("it reads");
 }
 
 /// User and system time of a process, in ticks of 10 ms.
@@ -156,8 +161,10 @@ fn waiting_takes_no_processor_time() {
     let before = all.map(ticks);
     // This is the measurement: nothing is to happen.
     thread::sleep(Duration::from_secs(3));
-    // What was used before may have been all but a tick.
-    assert!(all.map(ticks).iter().zip(before).all(|(after, before)| *after <= before + 1), "{before:?}");
+    // Starting up may have gone on for a moment, and what was used before may have been all but a tick, in both modes. Whoever
+    // looked again and again would use dozens.
+    let after = all.map(ticks);
+    assert!(after.iter().zip(before).all(|(after, before)| *after <= before + 5), "{before:?} {after:?}");
     bench.run(["unlock", explicit.stdout().trim()]).good();
     behind_explicit.ready().finish().good();
     holder.finish().good();
@@ -243,7 +250,10 @@ fn a_directory_that_is_deleted_under_its_waiters_is_made_again() {
     let bench = Bench::directory();
     let holder = bench.hold(["-n", "/x"]).ready();
     let waiter = bench.hold(["-n", "/x"]).waits();
+    // Files go one by one: a waiter that looked in between could find nobody in front, and its own file still there.
+    waiter.stop();
     fs::remove_dir_all(file(&bench, "/x")).unwrap();
+    waiter.signal(libc::SIGCONT);
     waiter.warns("queueing again at the end");
     waiter.ready().finish().good();
     // The command was stopped, for its lock was taken away.
@@ -358,7 +368,7 @@ impl Shared {
         assert!(geteuid().is_root(), "becoming several users takes root");
         let place = tempfile::tempdir().unwrap();
         fs::set_permissions(place.path(), Permissions::from_mode(0o755)).unwrap();
-        fs::copy(BINARY, place.path().join("syncd-spawn")).unwrap();
+        copy_binary(&place.path().join("syncd-spawn"));
         fs::create_dir(place.path().join("root")).unwrap();
         fs::set_permissions(place.path().join("root"), Permissions::from_mode(mode)).unwrap();
         Shared { place }

@@ -17,10 +17,10 @@ use syncd_spawn::store::{Directory, Root};
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
 
-use super::bench::{BINARY, Bench, Ended, HOLD, LIMIT, Run, children, kill_tree, send};
+use super::bench::{BINARY, Bench, Ended, HOLD, LIMIT, Run, children, copy_binary, kill_tree, send};
 
 /// How long a lock may be left lying when nobody holds it any more.
-const PROMPTLY: Duration = Duration::from_secs(2);
+const PROMPTLY: Duration = Duration::from_secs(10);
 
 /// A contender's name that nobody got.
 const CONTENDER: &str = "00000000000000000000000000000000__lock__0000000000";
@@ -255,7 +255,7 @@ impl Everybodys {
         let directory = tempfile::tempdir().unwrap();
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let binary = directory.path().join("syncd-spawn");
-        fs::copy(BINARY, &binary).unwrap();
+        copy_binary(&binary);
         Everybodys { _directory: directory, binary }
     }
 

@@ -147,8 +147,10 @@ fn the_examples_of_lockpicks_readme_produce_the_documented_lines() {
     let old = Old::new();
     let place = old.path().display();
     let server = Server::prepare(2181);
+    // Whoever comes before it listens may say so.
     let script = format!(
         "ip link set lo up\n{server} >{place}/log 2>&1 & server=$!\ntrap 'kill -9 $server' EXIT\n\
+         until (: </dev/tcp/localhost/2181) 2>/dev/null; do sleep 0.1; done\n\
          unset SYNCD_SPAWN_SERVERS SYNCD_SPAWN_CHROOT\nPATH={place}:$PATH\ncd {place}\nexec 2>&1\n\
          while IFS= read -r line; do eval \"$line\"; echo done $((number += 1)); done\n",
         server = server.command_line(),
@@ -235,9 +237,9 @@ const LOCKPICK: [Row; 33] = [
     row(&["-r", "0", "lock", "/held"], 1, "", TIMED_OUT),
     row(&["--retry-count", "0", "rlock", "/held"], 1, "", TIMED_OUT),
     row(&["-r", "-1", "wlock", "/held"], 1, "", TIMED_OUT),
-    row(&["-r", "2", "-p", "1", "lock", "/held"], 1, "", WAITED),
-    row(&["lock", "/held", "--retry-count=2", "--retry-sleep=1"], 1, "", WAITED),
-    row(&["--retry-s", "1", "--retry-c", "2", "wlock", "/held"], 1, "", WAITED),
+    row(&["-r", "2", "-p", "2", "lock", "/held"], 1, "", WAITED),
+    row(&["lock", "/held", "--retry-count=2", "--retry-sleep=2"], 1, "", WAITED),
+    row(&["--retry-s", "2", "--retry-c", "2", "wlock", "/held"], 1, "", WAITED),
     row(&["-p", "1", "lock", "/free"], 0, NEW, ""),
     row(&["--", "lock", "/free"], 0, NEW, ""),
     row(&["lock", "--", "/free"], 0, NEW, ""),
@@ -448,7 +450,7 @@ Couldn't lock '/held':
     let at_once = TIMED_OUT.to_owned() + "Couldn't lock '/held':\n";
     let mandatory = format!("\nERROR: -n -C -l & COMMAND are mandatory\n\n{USAGE}");
     let unknown = |lock_type: &str| format!("ERROR: Unknown -l LOCKTYPE '{lock_type}' passed\nUsage:\n{USAGE}");
-    let wait: [&str; 6] = ["-n", "/held", "-C", "c", "-S", "1"];
+    let wait: [&str; 6] = ["-n", "/held", "-C", "c", "-S", "2"];
     let free = ["-n", "/free", "-C", "c"];
     let with = |front: &[&'static str], rest: &[&'static str]| [front, rest].concat();
     let rows: Vec<(Vec<&str>, i32, String, String)> = vec![

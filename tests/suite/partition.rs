@@ -115,7 +115,7 @@ fn a_deadline_within_a_partition_is_kept_and_says_what_may_be_left() {
         let bench = with_a_stranger();
         let proxy = Proxy::start(bench.servers(), &[(Request::Create, Fate::Blackhole(direction))]);
         let started = Instant::now();
-        let run = bench.through(&proxy.address()).start(reading(&["-t", "2s", "--release-timeout", "1s"]));
+        let run = bench.through(&proxy.address()).start(reading(&["-t", "4s", "--release-timeout", "1s"]));
         let ended = run.end().failed(124, "not acquired in time: /lock");
         assert!(started.elapsed() < BOUNDED && ended.stdout.is_empty(), "{ended:?}");
         let (_, said) = ended.stderr.split_once("never answered whether /lock/").expect("it says what may be left");
@@ -137,7 +137,7 @@ fn what_was_entered_before_a_deadline_is_taken_back_after_a_blackhole() {
     either_way(|direction| {
         let bench = with_a_stranger();
         let proxy = Proxy::start(bench.servers(), &[(Request::Create, Fate::Blackhole(direction))]);
-        let run = bench.through(&proxy.address()).start(reading(&["-t", "2s"]));
+        let run = bench.through(&proxy.address()).start(reading(&["-t", "4s"]));
         proxy.loses(1);
         // The deadline is over long before.
         proxy.is_tried_again();
@@ -154,7 +154,7 @@ fn a_waiter_whose_deadline_passes_in_a_blackhole_leaves_when_it_can() {
         let bench = Bench::zookeeper();
         let holder = bench.hold(["-n", "/lock"]).ready();
         let proxy = Proxy::start(bench.servers(), &[]);
-        let waiter = bench.through(&proxy.address()).start(reading(&["-t", "2s"])).waits();
+        let waiter = bench.through(&proxy.address()).start(reading(&["-t", "4s"])).waits();
         proxy.blackhole(direction);
         proxy.is_tried_again();
         assert!(direction == ToClient || bench.queue("/lock").len() == 2, "nobody could take it back");

@@ -294,7 +294,7 @@ fn one_answer_that_is_nonsense_is_a_lost_answer() {
 
 #[test]
 fn nothing_but_nonsense_is_an_error_in_time() {
-    let wish = ["-t", "2s", "--release-timeout", "5s", "-n", "/lock", "echo", "ran"];
+    let wish = ["-t", "5s", "--release-timeout", "5s", "-n", "/lock", "echo", "ran"];
     thread::scope(|scope| {
         // The node is found by a look at the queue.
         scope.spawn(|| {
@@ -318,7 +318,7 @@ fn nothing_but_nonsense_is_an_error_in_time() {
         scope.spawn(|| {
             spoiled(Request::Delete, usize::MAX, |fake, bench, what| {
                 let started = Instant::now();
-                let ended = calm(bench.run(wish), started);
+                let ended = calm(bench.run(&wish[2..]), started);
                 assert!(ended.stdout() == "ran\n" && fake.queue().is_empty(), "{what}: {ended:?}");
                 match ended.status.success() {
                     true => assert!(ended.stderr.contains("Unlocked '/lock/"), "{what}: {ended:?}"),
@@ -364,7 +364,7 @@ fn a_listing_that_cannot_be_read_is_an_error_in_time() {
 fn a_request_that_the_server_hangs_up_on_is_told_and_not_hammered() {
     let server = Server::start_with("", &["-Djute.maxbuffer=20000"]);
     let bench = Bench::on(&server.address());
-    let run = bench.start(["-t", "4s", "-i", &"x".repeat(60_000), "-n", "/big", "true"]);
+    let run = bench.start(["-t", "6s", "-i", &"x".repeat(60_000), "-n", "/big", "true"]);
     run.warns("does not answer our request to enter /big");
     let ended = run.end().failed(124, "not acquired in time: /big");
     assert!(ended.cpu < Duration::from_secs(1), "{:?}", ended.cpu);
@@ -444,8 +444,8 @@ fn where_nodes_may_be_made_but_not_deleted_nobody_enters() {
     let bench = Bench::zookeeper();
     bench.plant("/acl/stranger", "");
     permit(&bench, "/acl", Permission::CREATE | Permission::READ | Permission::ADMIN);
-    let ended = bench.run(["-t", "2s", "--release-timeout", "1s", "-n", "/acl", "echo", "ran"]);
-    let raw = bench.run(["-t", "2s", "--release-timeout", "1s", "lock", "/acl"]);
+    let ended = bench.run(["-t", "20s", "--release-timeout", "1s", "-n", "/acl", "echo", "ran"]);
+    let raw = bench.run(["-t", "20s", "--release-timeout", "1s", "lock", "/acl"]);
     let queue = bench.queue("/acl");
     permit(&bench, "/acl", Permission::ALL);
     for name in queue.iter().filter(|name| *name != "stranger") {
@@ -495,7 +495,7 @@ fn more_contenders_than_the_server_lets_in_from_one_address_all_finish() {
 
 /// Whether the server does not hang up on it at once.
 fn is_kept(stream: &TcpStream) -> bool {
-    stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
     matches!(stream.peek(&mut [0]), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
 }
 
@@ -514,7 +514,7 @@ fn that_there_may_be_too_many_connections_is_said_however_the_server_ends_ours()
     // Whether the client sees an end, a reset or a broken pipe is a matter of moments, so many try at once.
     thread::scope(|scope| {
         for _ in 0..16 {
-            scope.spawn(|| bench.run(["-t", "1s", "true"]).failed(125, "too many connections?"));
+            scope.spawn(|| bench.run(["-t", "4s", "true"]).failed(125, "too many connections?"));
         }
     });
     drop(idle);
@@ -579,7 +579,7 @@ fn a_server_whose_disk_is_full_is_an_outage_until_there_is_room_again() {
     disk.fill();
     // The first write that fails ends the server.
     let started = Instant::now();
-    while !server.ask("srvr").is_empty() {
+    while TcpStream::connect(server.address()).is_ok() {
         assert!(started.elapsed() < LIMIT, "it writes on");
         let ended = bench.run(["-t", "1s", "--release-timeout", "1s", "-n", "/other", "echo", "ran"]);
         assert!(ended.stdout() == "ran\n" || [Some(124), Some(125)].contains(&ended.status.code()), "{ended:?}");

@@ -51,17 +51,20 @@ fn signals_are_passed_on_one_for_one_and_the_lock_is_kept(bench: &Bench) {
 }
 
 fn the_lock_is_kept_until_the_command_has_cleaned_up_after_term(bench: &Bench) {
-    let slow = "trap 'read line; echo cleaned; exit 5' TERM; echo ready; while :; do sleep 0.05; done";
+    // A shell's read ends when a signal comes.
+    let slow = "trap 'echo asked' TERM; echo ready; until read line; do :; done; echo cleaned; exit 5";
     let mut run = bench.start(["-q", "-n", "/slow", "--", "sh", "-c", slow]).ready();
     let waiter = bench.hold(["-n", "/slow"]).waits();
     run.signal(libc::SIGTERM);
+    run.says("asked\n");
     // A second one shortens nothing.
     run.signal(libc::SIGTERM);
+    run.says("asked\nasked\n");
     assert!(run.is_running() && bench.queue("/slow").len() == 2);
     assert!(!waiter.stdout().contains("ready"));
     run.write(b"\n");
     let ended = run.end();
-    assert_eq!((ended.code(), ended.stdout()), (5, "ready\ncleaned\n"));
+    assert_eq!((ended.code(), ended.stdout()), (5, "ready\nasked\nasked\ncleaned\n"));
     waiter.ready().finish().good();
 }
 

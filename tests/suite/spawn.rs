@@ -4,12 +4,11 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::Write;
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 
 use uuid::Uuid;
 
-use super::bench::{BINARY, Bench, Run, on_every_store};
+use super::bench::{BINARY, Bench, Run, make_executable, on_every_store};
 
 on_every_store!(
     arguments_environment_and_directory_arrive_untouched,
@@ -61,8 +60,7 @@ fn the_lock_is_held_while_the_command_runs_and_gone_when_it_has_ended(bench: &Be
 fn a_lock_without_a_name_is_named_after_the_command(bench: &Bench) {
     let directory = tempfile::tempdir().unwrap();
     let script = directory.path().join("backup");
-    fs::write(&script, "#!/bin/sh\necho $SYNCD_SPAWN_LOCK_PATH \"$@\"\n").unwrap();
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    make_executable(&script, b"#!/bin/sh\necho $SYNCD_SPAWN_LOCK_PATH \"$@\"\n");
     let ended = bench.run([script.as_os_str(), "--all".as_ref(), "-l".as_ref(), "list".as_ref()]).good();
     assert_eq!(ended.stdout(), "/backup --all -l list\n");
 }
@@ -132,8 +130,7 @@ fn a_command_that_cannot_be_run_leaves_with_126_or_127_and_no_node(bench: &Bench
     let plain = directory.path().join("plain");
     fs::write(&plain, "no program").unwrap();
     let orphan = directory.path().join("orphan");
-    fs::write(&orphan, "#!/no/such/interpreter\n").unwrap();
-    fs::set_permissions(&orphan, fs::Permissions::from_mode(0o755)).unwrap();
+    make_executable(&orphan, b"#!/no/such/interpreter\n");
     for (command, code) in [
         ("no-such-command-anywhere", 127),
         ("/no/such/file", 127),
@@ -151,8 +148,7 @@ fn a_command_that_cannot_be_run_leaves_with_126_or_127_and_no_node(bench: &Bench
 fn a_script_without_an_interpreter_line_is_run_by_sh(bench: &Bench) {
     let directory = tempfile::tempdir().unwrap();
     let script = directory.path().join("script");
-    fs::write(&script, "echo $# $1\n").unwrap();
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    make_executable(&script, b"echo $# $1\n");
     let ended = bench.run([script.as_os_str(), "a b".as_ref(), "c".as_ref()]).good();
     assert_eq!(ended.stdout(), "2 a b\n");
 }

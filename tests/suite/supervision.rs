@@ -2,13 +2,12 @@
 
 use std::fs;
 use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::bench::{BINARY, Bench, LIMIT, Run, kill_tree, send};
+use super::bench::{BINARY, Bench, LIMIT, Run, kill_tree, make_executable, send};
 use super::terminal::Terminal;
 
 /// Tells each signal that it gets by its number, each on a line; the first line is `ready`, USR2 twice in a row ends it.
@@ -148,8 +147,11 @@ fn keys_and_resizes_arrive_once_each() {
         terminal.shows_times(&format!("{}\r\n", libc::SIGWINCH), times);
     }
     // What a process sends is behind anything that would have been sent twice.
-    send(terminal.pid(), libc::SIGUSR2);
-    send(terminal.pid(), libc::SIGUSR2);
+    for times in 1..=2 {
+        send(terminal.pid(), libc::SIGUSR2);
+        // Two that wait for the same process are one.
+        terminal.shows_times(&format!("{}\r\n", libc::SIGUSR2), times);
+    }
     terminal.end();
     for number in [libc::SIGINT, libc::SIGQUIT, libc::SIGWINCH] {
         let shown = terminal.shown();
@@ -344,10 +346,11 @@ fn kill_after_counts_while_orphans_are_waited_for_too() {
 #[test]
 fn a_daemon_that_ignores_term_is_killed_after_its_grace_and_the_lock_kept_until_then() {
     let bench = Bench::directory();
-    let daemon = "setsid sh -c 'trap \"\" TERM; echo pid $$; while :; do sleep 0.05; done' & sleep 0.3";
-    let run = bench.start(["-n", "/daemon", "--grace", "1500ms", "--", "sh", "-c", daemon]);
+    let daemon = "setsid sh -c 'trap \"\" TERM; echo pid $$; while :; do sleep 0.05; done' & read line";
+    let mut run = bench.start(["-n", "/daemon", "--grace", "3s", "--", "sh", "-c", daemon]);
     run.says("pid ");
     let waiter = bench.hold(["-n", "/daemon"]).waits();
+    run.write(b"\n");
     run.warns("left behind");
     let pid = pid_in(&run.stdout());
     assert!(is_running(pid) && !waiter.stdout().contains("ready"));
@@ -359,7 +362,8 @@ fn a_daemon_that_ignores_term_is_killed_after_its_grace_and_the_lock_kept_until_
 #[test]
 fn a_stopped_orphan_is_continued_so_that_it_can_end() {
     let bench = Bench::directory();
-    let stopped = "sh -c 'trap \"echo bye; exit\" TERM; kill -STOP $$; sleep 1000' & sleep 0.2";
+    let stopped = "sh -c 'trap \"echo bye; exit\" TERM; kill -STOP $$; sleep 1000' & \
+                   until grep -q '^State:.T' /proc/$!/status; do sleep 0.02; done";
     let ended = bench.run(["-n", "/stopped", "--", "sh", "-c", stopped]).good();
     assert_eq!(ended.stdout(), "bye\n");
 }
@@ -493,9 +497,9 @@ fn as_first(bench: &Bench, arguments: &[&str]) -> Run {
 #[test]
 fn as_the_first_process_it_reaps_and_passes_on_and_leaves_with_128_and_the_number() {
     let bench = Bench::directory();
-    // Each of the twenty is orphaned, and ends after its parent.
-    let orphans = "echo pid $PPID; for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do (sleep 0.0$i &) ; done; sleep 0.5; \
-                   grep -l '^State:.Z' /proc/[0-9]*/status 2>/dev/null; exit 7";
+    // Each of the twenty is orphaned, and ends after its parent. It goes on until all have, and none is left to be reaped.
+    let orphans = "echo pid $PPID; for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do (sleep 0.0$i &) ; done; \
+                   while grep -qsE '^(Name:.sleep|State:.Z)' /proc/[0-9]*/status; do sleep 0.02; done; exit 7";
     let ended = as_first(&bench, &["-q", "-n", "/first", "--", "sh", "-c", orphans]).finish();
     assert_eq!((ended.code(), ended.stdout()), (7, "pid 1\n"), "{ended:?}");
     let run = as_first(&bench, &["-q", "-n", "/first", "--", "sh", "-c", "echo ready; exec sleep 1000"]).ready();
@@ -513,10 +517,9 @@ fn as_the_first_process_it_reaps_and_passes_on_and_leaves_with_128_and_the_numbe
 #[test]
 fn not_the_first_process_it_adopts_orphans_all_the_same() {
     let bench = Bench::directory();
-    let orphan = "(sh -c 'sleep 0.2; echo parent $PPID' &); sleep 0.1; echo wrapper $PPID; sleep 0.3; exit 0";
-    // What the orphan's own shell was told at its start is out of date; the kernel is asked.
-    let orphan = orphan.replace("echo parent $PPID", "grep PPid /proc/$$/status");
-    let ended = bench.run(["-q", "-n", "/adopts", "--", "sh", "-c", &orphan]).good();
+    // What a shell was told of its parent at its start is out of date; the kernel is asked.
+    let orphan = "echo wrapper $PPID; (sh -c 'until grep \"^PPid:.$0$\" /proc/$$/status; do sleep 0.02; done' $PPID &)";
+    let ended = bench.run(["-q", "-n", "/adopts", "--orphans", "wait", "--", "sh", "-c", orphan]).good();
     let word = |name: &str| ended.stdout().split_whitespace().skip_while(|word| *word != name).nth(1).unwrap().to_owned();
     assert_eq!(word("PPid:"), word("wrapper"));
 }
@@ -574,8 +577,7 @@ fn the_command_starts_where_we_were_and_we_keep_no_directory_busy() {
     let bench = Bench::directory();
     let directory = tempfile::tempdir().unwrap();
     let script = directory.path().join("script");
-    fs::write(&script, "#!/bin/sh\necho ready\npwd\nread x\n").unwrap();
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    make_executable(&script, b"#!/bin/sh\necho ready\npwd\nread x\n");
     let mut command = bench.command(["-q", "-n", "/cwd", "./script"]);
     command.current_dir(&directory);
     let run = Run::start(command).ready();

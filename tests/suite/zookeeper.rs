@@ -91,8 +91,9 @@ impl Server {
     }
 
     fn prepare_with(port: u16, settings: &str) -> Server {
-        let directory = std::env::temp_dir().join(format!("syncd-spawn-zookeeper-{port}-{}", std::process::id()));
-        fs::create_dir_all(&directory).expect("a temporary directory");
+        // Its own even where another has the same port, in a network of its own. Its keeper removes it.
+        let directory =
+            tempfile::Builder::new().prefix("syncd-spawn-zookeeper-").tempdir().expect("a temporary directory").keep();
         fs::write(
             directory.join("zoo.cfg"),
             format!(
