@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::lock::{Kind, LockPath, NodePath, Queue, SIDE_TREE, Standing, Testimony};
-use crate::store::{MemoryEnsemble, MemoryServers};
+use crate::store::{MemoryEnsemble, MemoryServers, TESTIMONY};
 
 pub struct Judge {
     ensemble: MemoryEnsemble,
@@ -318,7 +318,7 @@ impl Judge {
         if !left.is_empty() {
             self.objects(|| format!("at the end there is what {left:?} told of themselves"));
         }
-        let marked: Vec<_> = self.beside().into_iter().filter(|name| !name.ends_with(".owner")).collect();
+        let marked: Vec<_> = self.beside().into_iter().filter(|name| name.strip_suffix(TESTIMONY).is_none()).collect();
         if !marked.is_empty() {
             self.objects(|| format!("at the end there are {} markers", marked.len()));
         }
@@ -332,7 +332,7 @@ impl Judge {
     fn told(&self) -> Vec<(String, Testimony)> {
         let of = |name: String| {
             let data = self.ensemble.at_the_servers(|servers| servers.data(&format!("/memory/{SIDE_TREE}/{name}")))?;
-            Some((name.strip_suffix(".owner")?.to_owned(), Testimony::parse(&data)?))
+            Some((name.strip_suffix(TESTIMONY)?.to_owned(), Testimony::parse(&data)?))
         };
         self.beside().into_iter().filter_map(of).collect()
     }

@@ -12,7 +12,7 @@ use crate::lock::{
     Contender as Told, Expected, Limit, LockPath, Mark, NodeName, Ownership, Queue, Reading, SIDE_TREE, Store, StoreError,
     Testimony, id_of,
 };
-use crate::store::{ConnectionId, Memory, MemoryServers};
+use crate::store::{ConnectionId, Memory, MemoryServers, TESTIMONY};
 
 const OUTAGE: Duration = Duration::from_secs(20);
 /// Longer than any session.
@@ -170,7 +170,7 @@ async fn list(store: &Memory, lock: &LockPath) -> Result<(Queue, Vec<Reading>, V
 }
 
 fn has_promised(world: &World, name: &NodeName) -> bool {
-    let path = format!("/memory/{SIDE_TREE}/{}.owner", id_of(name).unwrap_or_default());
+    let path = format!("/memory/{SIDE_TREE}/{}{TESTIMONY}", id_of(name).unwrap_or_default());
     let data = world.ensemble.at_the_servers(|servers| servers.data(&path));
     data.and_then(|data| Testimony::parse(&data)).is_some_and(|testimony| testimony.abandon_after.is_some())
 }

@@ -11,5 +11,7 @@ mod zookeeper;
 pub use directory::{Directory, Root, RootError};
 pub use location::{Location, LocationError};
 pub use memory::{ConnectionId, Deletion, Faults, Memory, MemoryEnsemble, MemoryServers, Random};
+#[cfg(test)]
+pub use recipe::TESTIMONY;
 pub use servers::{Server, Servers, ServersError};
 pub use zookeeper::ZooKeeper;

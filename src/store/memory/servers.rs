@@ -802,11 +802,11 @@ impl Servers {
 
     /// Every node that was ever made with this data.
     pub fn made(&self, data: &[u8]) -> Vec<&str> {
-        let with = |change| match change {
-            &Change::Create { ref path, data: ref made, .. } if made == data => Some(path.as_str()),
+        let made = self.log.iter().flatten().filter_map(|change| match change {
+            Change::Create { path, data: made, .. } if made == data => Some(path.as_str()),
             Change::Create { .. } | Change::Delete(_) | Change::Set { .. } => None,
-        };
-        self.log.iter().flatten().filter_map(with).collect()
+        });
+        made.collect()
     }
 
     /// What the leader knows.

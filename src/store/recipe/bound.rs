@@ -83,6 +83,14 @@ impl Bound {
         self.proved + self.lasts
     }
 
+    /// How long an answer may take while nobody works. Who has promised little time is not to be stopped for a slow way.
+    fn in_doubt(&self) -> Duration {
+        match self.to {
+            Tie::Session(_) => self.interval,
+            Tie::Promise => self.interval.max(LONGEST_INTERVAL / 2),
+        }
+    }
+
     /// When the notice has to be given.
     fn due(&self) -> Duration {
         self.safe_until().saturating_sub(self.notice)
@@ -152,8 +160,8 @@ impl<E: Ensemble> Recipe<E> {
                         self.ask_about(lock, name).await
                     };
                     let began = self.link.clock();
-                    let Ok(known) = timeout(bound.interval, asked).await else {
-                        if self.link.clock() > began + bound.interval * 2 {
+                    let Ok(known) = timeout(bound.in_doubt(), asked).await else {
+                        if self.link.clock() > began + bound.in_doubt() * 2 {
                             // And again.
                             continue;
                         }
