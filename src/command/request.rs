@@ -93,7 +93,7 @@ impl Action {
 /// This process, which is going to run that command. Its arguments are left out: on the host others may see them, and here everybody
 /// could.
 fn us(words: &[OsString]) -> Owner {
-    let owner = Owner { host: host(), boot: boot(), pid: process::id(), started: SystemTime::now(), command: String::new() };
+    let owner = Owner { host: host(), boot: boot(), pid: Some(process::id()), started: SystemTime::now(), command: String::new() };
     owner.with_command(words.first().map(|word| word.as_bytes()).unwrap_or_default())
 }
 
