@@ -11,7 +11,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use super::{Answer, values};
 use crate::command::{
-    Action, Address, GroupChoice, HeirloomChoice, LifetimeChoice, LimitOver, Links, Manner, OnLost, Request, Voice, Wait,
+    Action, Address, GroupChoice, HeirloomChoice, Layout, LifetimeChoice, LimitOver, Links, Manner, OnLost, Request, Voice, Wait,
     WaitLimit, Wish,
 };
 use crate::exit::{self, SignalExit};
@@ -410,7 +410,14 @@ enum Sub {
         nodes: Vec<NodePath>,
     },
     /// Print the queue in order
+    ///
+    /// To a terminal as a table: who holds and who waits, its identifier, host and process, since when it is there, whether
+    /// its owner is alive, orphaned (nobody vouches for it any more: it is dead, or cut off from the servers), or unknown, and
+    /// its node. Unknown is what lockpick, kazoo and lock, rlock and wlock leave. To anything else 'IDENTIFIER' NODE, a line each.
     List {
+        /// Print the table to anything
+        #[arg(long)]
+        long: bool,
         /// Path of the lock, below the chroot
         #[arg(value_parser = LockPath::parse)]
         lock_path: LockPath,
@@ -492,7 +499,9 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, Answe
         Some(Sub::Rlock { lock_path }) => Action::Lock(wish(lock_path, Mode::Read, identifier)),
         Some(Sub::Wlock { lock_path }) => Action::Lock(wish(lock_path, Mode::Write, identifier)),
         Some(Sub::Unlock { nodes }) => Action::Unlock { nodes, identifier, wait },
-        Some(Sub::List { lock_path }) => Action::List { lock: lock_path, wait },
+        Some(Sub::List { long, lock_path }) => {
+            Action::List { lock: lock_path, layout: if long { Layout::Table } else { Layout::Auto }, wait }
+        }
         Some(Sub::Reap) => Action::Reap { wait },
         Some(Sub::Install { links, directory }) => {
             Action::Install { directory, links: if links { Links::Make } else { Links::Omit } }

@@ -23,7 +23,7 @@ use tracing::{info, warn};
 use self::reap::Reaper;
 use self::record::{Recording, strike};
 pub use self::request::{
-    Action, Address, GroupChoice, HeirloomChoice, LifetimeChoice, LimitOver, Links, Manner, OnLost, Request, Variable, Wait,
+    Action, Address, GroupChoice, HeirloomChoice, Layout, LifetimeChoice, LimitOver, Links, Manner, OnLost, Request, Variable, Wait,
     WaitLimit, Wish,
 };
 pub use self::voice::{Slash, Voice, could_not_lock};
@@ -112,7 +112,7 @@ async fn act<S: Store>(store: &S, action: Action, limit: Limit, context: &mut Co
         }
         Action::Lock(wish) => lock::lock(store, &wish, limit, context).await,
         Action::Unlock { nodes, identifier, .. } => unlock::unlock(store, &nodes, identifier.as_ref(), limit, context).await,
-        Action::List { lock, .. } => list::list(store, &lock, limit, context).await,
+        Action::List { lock, layout, .. } => list::list(store, &lock, layout, limit, context).await,
         Action::Reap { .. } | Action::Install { .. } => unreachable!("it needs no store of its own"),
     }
 }

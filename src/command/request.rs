@@ -65,7 +65,7 @@ pub enum Action {
     Spawn { wish: Wish, words: Vec<OsString>, variables: Vec<Variable>, manner: Manner },
     Lock(Wish),
     Unlock { nodes: Vec<NodePath>, identifier: Option<Identifier>, wait: Wait },
-    List { lock: LockPath, wait: Wait },
+    List { lock: LockPath, layout: Layout, wait: Wait },
     Reap { wait: Wait },
     Install { directory: PathBuf, links: Links },
 }
@@ -95,6 +95,17 @@ impl Action {
 fn us(words: &[OsString]) -> Owner {
     let owner = Owner { host: host(), boot: boot(), pid: Some(process::id()), started: SystemTime::now(), command: String::new() };
     owner.with_command(words.first().map(|word| word.as_bytes()).unwrap_or_default())
+}
+
+/// How a queue is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// An identifier and a node each, as lockpick has it.
+    Lines,
+    /// Everything that is known.
+    Table,
+    /// A table for a person, lines for a program.
+    Auto,
 }
 
 /// Whether the old names are installed too.

@@ -1,9 +1,10 @@
 //! What a person or a program reads. Standard output is for answers only; all else goes to standard error.
 
 mod log;
+mod table;
 
 use std::fmt::Display;
-use std::io;
+use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use nix::unistd::write;
 use tokio::time::sleep;
 
 pub use self::log::{Verbosity, start_log};
+pub use self::table::table;
 
 /// The program that we are taken for: whose words we use, and whose numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,6 +111,11 @@ pub fn answer(text: impl AsRef<[u8]>) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether an answer is read by a person.
+pub fn is_answer_for_a_person() -> bool {
+    io::stdout().is_terminal()
 }
 
 /// Writes to standard output what is no answer, but was there before. Like a [`line`] it is lost where nobody reads.
