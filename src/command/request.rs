@@ -12,7 +12,7 @@ use crate::exit::SignalExit;
 use crate::journal::StateDir;
 use crate::local::{boot, host};
 use crate::lock::{AbsolutePath, Claim, Identifier, Lifetime, LockPath, Mode, NodePath, Owner, Reports};
-use crate::report::Verbosity;
+use crate::report::{Verbosity, typed};
 use crate::store::{Root, Servers};
 use crate::supervise::{Orphans, Target};
 
@@ -51,8 +51,8 @@ impl Address {
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Address::ZooKeeper { servers, chroot } => write!(f, "-s {servers} -c {chroot}"),
-            Address::Directory { root, chroot } => write!(f, "-s {root} -c {chroot}"),
+            Address::ZooKeeper { servers, chroot } => write!(f, "-s {} -c {}", typed(servers), typed(chroot)),
+            Address::Directory { root, chroot } => write!(f, "-s {} -c {}", typed(root), typed(chroot)),
         }
     }
 }

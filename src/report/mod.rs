@@ -49,6 +49,16 @@ pub fn by_hand() -> &'static str {
     dialect().name()
 }
 
+/// A word of a line that is to be typed: quoted where a shell would read it as something else.
+pub fn typed(word: &impl Display) -> String {
+    let word = word.to_string();
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./:,@%+=[]".contains(&byte);
+    match word.bytes().all(is_plain) && !word.is_empty() {
+        true => word,
+        false => format!("'{}'", word.replace('\'', r"'\''")),
+    }
+}
+
 fn dialect() -> Dialect {
     DIALECT.get().copied().unwrap_or(Dialect::Native)
 }
@@ -132,5 +142,24 @@ pub fn remark(text: &[u8]) {
 pub async fn answerable() {
     while !is_writable(io::stdout().as_fd(), 0) {
         sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_is_quoted_where_a_shell_would_not_take_it_as_it_is() {
+        for (word, shown) in [
+            ("h1:2181,[::1]:2182", "h1:2181,[::1]:2182"),
+            ("file:///var/lock", "file:///var/lock"),
+            ("/a b/c", "'/a b/c'"),
+            ("/it's;$x", r"'/it'\''s;$x'"),
+            ("/caf\u{e9}", "'/caf\u{e9}'"),
+            ("", "''"),
+        ] {
+            assert_eq!(typed(&word), shown);
+        }
     }
 }
