@@ -11,8 +11,8 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use super::{Answer, values};
 use crate::command::{
-    Action, Address, GroupChoice, HeirloomChoice, Layout, LifetimeChoice, LimitOver, Links, Manner, OnLost, Request, Voice, Wait,
-    WaitLimit, Wish,
+    Action, Address, GroupChoice, HeirloomChoice, Layout, LifetimeChoice, LimitOver, Links, Manner, OnLost, Request, Suspect,
+    Unlocking, Voice, Wait, WaitLimit, Wish,
 };
 use crate::exit::{self, SignalExit};
 use crate::journal::StateDir;
@@ -51,7 +51,7 @@ const SPAWN_ONLY: [(&str, &str); 12] = [
 
 /// What some subcommands have no use for.
 const MISPLACED: [(&[&str], &str, &str, &str); 6] = [
-    (&["unlock", "list"], "state_dir", "--state-dir", "only what contends, and reap, has to do with the journal"),
+    (&["unlock", "list"], "state_dir", "--state-dir", "only what contends, reap, and unlock --if-dead have to do with the journal"),
     (&["reap"], "servers", "--servers", "it goes to the servers that it finds in the journal"),
     (&["reap"], "chroot", "--chroot", "it goes where the journal says"),
     (&["install"], "servers", "--servers", "it goes to no server"),
@@ -62,7 +62,8 @@ const MISPLACED: [(&[&str], &str, &str, &str); 6] = [
 const USAGE: &str = "syncd-spawn [OPTIONS] [-n NODE] [-l lock|rlock|wlock] [--] COMMAND [ARG]...
        syncd-spawn [OPTIONS] lock|rlock|wlock LOCK_PATH
        syncd-spawn [OPTIONS] unlock NODE...
-       syncd-spawn [OPTIONS] list LOCK_PATH
+       syncd-spawn [OPTIONS] unlock --if-dead NODE|LOCK_PATH...
+       syncd-spawn [OPTIONS] list [--long] LOCK_PATH
        syncd-spawn [--state-dir DIR] reap
        syncd-spawn install [--links] DIR";
 
@@ -375,6 +376,10 @@ impl SpawnOnly {
     }
 }
 
+fn suspect(text: &str) -> Result<Suspect, PathError> {
+    NodePath::parse(text).map(Suspect::Node).or_else(|error| LockPath::parse(text).map(Suspect::Lock).map_err(|_| error))
+}
+
 /// Parses one of these words, each of which stands for something.
 fn one_of<T: Copy, const N: usize>(words: [(&'static str, T); N]) -> impl Fn(&str) -> Result<T, String> + Clone {
     move |text| match words.iter().find(|(word, _)| *word == text) {
@@ -405,9 +410,17 @@ enum Sub {
     },
     /// Release locks by the nodes that were printed
     Unlock {
-        /// A node as it was printed by lock, rlock, wlock or list
-        #[arg(required = true, value_name = "NODE", value_parser = NodePath::parse)]
-        nodes: Vec<NodePath>,
+        /// Only what nobody stands behind any more
+        ///
+        /// Refused, with status 1, while its owner lives, or did a session's timeout ago; while its owner, or what that has started,
+        /// still runs on this host; and where nothing tells, as of what lockpick, kazoo and lock, rlock and wlock left. The path of
+        /// a lock stands for all such nodes in it; those that are removed are named. Whether something still runs on another host
+        /// that is only cut off, nobody can tell from here.
+        #[arg(long)]
+        if_dead: bool,
+        /// A node as it was printed by lock, rlock, wlock or list; with --if-dead a lock, too
+        #[arg(required = true, value_name = "NODE", value_parser = suspect)]
+        nodes: Vec<Suspect>,
     },
     /// Print the queue in order
     ///
@@ -469,7 +482,10 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, Answe
         }
     }
     for (subcommands, id, option, why) in MISPLACED {
-        if let Some(subcommand) = matches.subcommand_name().filter(|name| subcommands.contains(name) && from_line(id)) {
+        // Whether something still runs on this host.
+        let is_needed = id == "state_dir" && matches.subcommand_matches("unlock").is_some_and(|unlock| unlock.get_flag("if_dead"));
+        let misplaced = |name: &&str| subcommands.contains(name) && from_line(id) && !is_needed;
+        if let Some(subcommand) = matches.subcommand_name().filter(misplaced) {
             return usage(format!("{option} means nothing to {subcommand}: {why}"));
         }
     }
@@ -498,7 +514,16 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, Answe
         Some(Sub::Lock { lock_path }) => Action::Lock(wish(lock_path, Mode::Lock, identifier)),
         Some(Sub::Rlock { lock_path }) => Action::Lock(wish(lock_path, Mode::Read, identifier)),
         Some(Sub::Wlock { lock_path }) => Action::Lock(wish(lock_path, Mode::Write, identifier)),
-        Some(Sub::Unlock { nodes }) => Action::Unlock { nodes, identifier, wait },
+        Some(Sub::Unlock { if_dead: true, nodes }) => {
+            Action::Unlock { unlocking: Unlocking::IfDead(nodes), identifier, wait }
+        }
+        Some(Sub::Unlock { if_dead: false, nodes }) => {
+            let nodes = nodes.into_iter().map(|suspect| match suspect {
+                Suspect::Node(node) => Ok(node),
+                Suspect::Lock(lock) => usage(format!("invalid value '{lock}' for '<NODE>...': {}", PathError::NoNode)),
+            });
+            Action::Unlock { unlocking: Unlocking::Nodes(nodes.collect::<Result<_, _>>()?), identifier, wait }
+        }
         Some(Sub::List { long, lock_path }) => {
             Action::List { lock: lock_path, layout: if long { Layout::Table } else { Layout::Auto }, wait }
         }

@@ -23,8 +23,8 @@ use tracing::{info, warn};
 use self::reap::Reaper;
 use self::record::{Recording, strike};
 pub use self::request::{
-    Action, Address, GroupChoice, HeirloomChoice, Layout, LifetimeChoice, LimitOver, Links, Manner, OnLost, Request, Variable, Wait,
-    WaitLimit, Wish,
+    Action, Address, GroupChoice, HeirloomChoice, Layout, LifetimeChoice, LimitOver, Links, Manner, OnLost, Request, Suspect,
+    Unlocking, Variable, Wait, WaitLimit, Wish,
 };
 pub use self::voice::{Slash, Voice, could_not_lock};
 use crate::error::Error;
@@ -111,7 +111,9 @@ async fn act<S: Store>(store: &S, action: Action, limit: Limit, context: &mut Co
             spawn::spawn(store, &wish, spawn::What { words, variables }, &manner, limit, context).await
         }
         Action::Lock(wish) => lock::lock(store, &wish, limit, context).await,
-        Action::Unlock { nodes, identifier, .. } => unlock::unlock(store, &nodes, identifier.as_ref(), limit, context).await,
+        Action::Unlock { unlocking, identifier, .. } => {
+            unlock::unlock(store, &unlocking, identifier.as_ref(), limit, context).await
+        }
         Action::List { lock, layout, .. } => list::list(store, &lock, layout, limit, context).await,
         Action::Reap { .. } | Action::Install { .. } => unreachable!("it needs no store of its own"),
     }

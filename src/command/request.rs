@@ -64,7 +64,7 @@ pub type Variable = (&'static str, OsString);
 pub enum Action {
     Spawn { wish: Wish, words: Vec<OsString>, variables: Vec<Variable>, manner: Manner },
     Lock(Wish),
-    Unlock { nodes: Vec<NodePath>, identifier: Option<Identifier>, wait: Wait },
+    Unlock { unlocking: Unlocking, identifier: Option<Identifier>, wait: Wait },
     List { lock: LockPath, layout: Layout, wait: Wait },
     Reap { wait: Wait },
     Install { directory: PathBuf, links: Links },
@@ -95,6 +95,23 @@ impl Action {
 fn us(words: &[OsString]) -> Owner {
     let owner = Owner { host: host(), boot: boot(), pid: Some(process::id()), started: SystemTime::now(), command: String::new() };
     owner.with_command(words.first().map(|word| word.as_bytes()).unwrap_or_default())
+}
+
+/// What is to be unlocked.
+#[derive(Debug)]
+pub enum Unlocking {
+    /// These, whoever stands behind them.
+    Nodes(Vec<NodePath>),
+    /// Of these what nobody stands behind any more.
+    IfDead(Vec<Suspect>),
+}
+
+/// What may have no owner any more.
+#[derive(Clone, Debug)]
+pub enum Suspect {
+    Node(NodePath),
+    /// Everybody in it.
+    Lock(LockPath),
 }
 
 /// How a queue is shown.
