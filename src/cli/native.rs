@@ -12,7 +12,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use super::{Answer, values};
 use crate::command::{
     Action, Address, GroupChoice, HeirloomChoice, Layout, LifetimeChoice, LimitOver, Links, Manner, OnLost, Request, Suspect,
-    Unlocking, Voice, Wait, WaitLimit, Wish,
+    Unlocking, Voice, Wait, WaitLimit, Wish, shortest_promise,
 };
 use crate::exit::{self, SignalExit};
 use crate::journal::StateDir;
@@ -24,6 +24,9 @@ use crate::supervise::{Orphans, Target};
 /// So much of a value that is not usable is shown, in characters.
 const LONGEST_ECHO: usize = 60;
 
+/// A longer promise is as good.
+const LONGEST_PROMISE: Duration = Duration::from_hours(24 * 365 * 100);
+
 /// The words of options, and what they stand for.
 const LOCK_TYPES: [(&str, Mode); 3] = [("lock", Mode::Lock), ("rlock", Mode::Read), ("wlock", Mode::Write)];
 const ORPHANS: [(&str, Orphans); 3] = [("kill", Orphans::Kill), ("wait", Orphans::Wait), ("leave", Orphans::Leave)];
@@ -34,7 +37,7 @@ const SIGNAL_EXITS: [(&str, SignalExit); 3] =
     [("auto", SignalExit::Auto), ("code", SignalExit::Code), ("raise", SignalExit::Raise)];
 
 /// What says how a command is run; a subcommand runs none.
-const SPAWN_ONLY: [(&str, &str); 12] = [
+const SPAWN_ONLY: [(&str, &str); 13] = [
     ("node", "--node"),
     ("lock_type", "--lock-type"),
     ("kill_after", "--kill-after"),
@@ -42,6 +45,7 @@ const SPAWN_ONLY: [(&str, &str); 12] = [
     ("grace", "--grace"),
     ("on_lost", "--on-lost"),
     ("ephemeral", "--ephemeral"),
+    ("abandon_after", "--abandon-after"),
     ("forward_to", "--forward-to"),
     ("group", "--group"),
     ("pdeathsig", "--pdeathsig"),
@@ -51,7 +55,12 @@ const SPAWN_ONLY: [(&str, &str); 12] = [
 
 /// What some subcommands have no use for.
 const MISPLACED: [(&[&str], &str, &str, &str); 6] = [
-    (&["unlock", "list"], "state_dir", "--state-dir", "only what contends, reap, and unlock --if-dead have to do with the journal"),
+    (
+        &["unlock", "list"],
+        "state_dir",
+        "--state-dir",
+        "only what contends, reap, and unlock --if-dead have to do with the journal",
+    ),
     (&["reap"], "servers", "--servers", "it goes to the servers that it finds in the journal"),
     (&["reap"], "chroot", "--chroot", "it goes where the journal says"),
     (&["install"], "servers", "--servers", "it goes to no server"),
@@ -306,6 +315,16 @@ struct SpawnOnly {
     /// work runs.
     #[arg(long)]
     ephemeral: bool,
+    /// Promise to stop the command when we are cut off from the servers for this long
+    ///
+    /// By default nobody but this host or an operator removes what we leave when we die while we hold the lock. With this whoever
+    /// waits does, once nobody has vouched for it for this long and some more: so it is for hosts that do not come back, such as
+    /// pods. In exchange the command is stopped by then when no server can be reached: TERM, and KILL after --grace; the status is
+    /// 123. It has to be twice as long as --grace and a second, and 5 s at least. When we are killed nobody but the kernel stops
+    /// the command (see --pdeathsig), so what that has started runs on, except where we are the first process of a container. With
+    /// file: nothing changes.
+    #[arg(long, value_name = "DURATION", env = "SYNCD_SPAWN_ABANDON_AFTER", value_parser = values::positive_duration)]
+    abandon_after: Option<Duration>,
     /// Whom signals are passed on to
     #[arg(
         long,
@@ -360,19 +379,46 @@ struct SpawnOnly {
 type DeathSignal = std::option::Option<i32>;
 
 impl SpawnOnly {
-    fn manner(&self) -> Manner {
-        Manner {
+    /// `from_line`: whether an option was typed, and is no site's default.
+    fn manner(&self, from_line: impl Fn(&str) -> bool) -> Result<Manner, Answer> {
+        Ok(Manner {
             kill_after: self.kill_after,
             grace: self.grace,
             orphans: self.orphans,
             target: self.forward_to,
             group: self.group,
             on_lost: self.on_lost,
-            lifetime: if self.ephemeral { LifetimeChoice::Ephemeral } else { LifetimeChoice::Persistent },
+            lifetime: self.lifetime(from_line)?,
             death_signal: self.pdeathsig,
             signal_exit: self.signal_exit,
             heirloom: if self.close { HeirloomChoice::Close } else { HeirloomChoice::PassOn },
+        })
+    }
+
+    fn lifetime(&self, from_line: impl Fn(&str) -> bool) -> Result<LifetimeChoice, Answer> {
+        let unpromised = if self.ephemeral { LifetimeChoice::Ephemeral } else { LifetimeChoice::Persistent };
+        let Some(after) = self.abandon_after else { return Ok(unpromised) };
+        let (on_lost, orphans) = (self.on_lost == OnLost::Ignore, self.orphans == Orphans::Leave);
+        let conflicts = [
+            (self.ephemeral, "ephemeral", "--ephemeral", "a lock that goes with our session is not there any more by then"),
+            (on_lost, "on_lost", "--on-lost=ignore", "a command that is not stopped makes it a promise that is not kept"),
+            (orphans, "orphans", "--orphans=leave", "what is left running is stopped by nobody"),
+        ];
+        if let Some((_, id, option, why)) = conflicts.into_iter().find(|(is_given, ..)| *is_given) {
+            // A site's default gives way to what is typed.
+            return match from_line("abandon_after") || !from_line(id) {
+                true => usage(format!("--abandon-after does not go with {option}: {why}")),
+                false => Ok(unpromised),
+            };
         }
+        let shortest = shortest_promise(self.grace);
+        if after < shortest {
+            let [after, grace, shortest] = [after, self.grace, shortest].map(humantime::format_duration);
+            return usage(format!(
+                "--abandon-after {after} is too short for --grace {grace}: it has to be {shortest} at least"
+            ));
+        }
+        Ok(LifetimeChoice::Promised { abandon_after: after.min(LONGEST_PROMISE) })
     }
 }
 
@@ -483,7 +529,8 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, Answe
     }
     for (subcommands, id, option, why) in MISPLACED {
         // Whether something still runs on this host.
-        let is_needed = id == "state_dir" && matches.subcommand_matches("unlock").is_some_and(|unlock| unlock.get_flag("if_dead"));
+        let is_needed =
+            id == "state_dir" && matches.subcommand_matches("unlock").is_some_and(|unlock| unlock.get_flag("if_dead"));
         let misplaced = |name: &&str| subcommands.contains(name) && from_line(id) && !is_needed;
         if let Some(subcommand) = matches.subcommand_name().filter(misplaced) {
             return usage(format!("{option} means nothing to {subcommand}: {why}"));
@@ -514,9 +561,7 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, Answe
         Some(Sub::Lock { lock_path }) => Action::Lock(wish(lock_path, Mode::Lock, identifier)),
         Some(Sub::Rlock { lock_path }) => Action::Lock(wish(lock_path, Mode::Read, identifier)),
         Some(Sub::Wlock { lock_path }) => Action::Lock(wish(lock_path, Mode::Write, identifier)),
-        Some(Sub::Unlock { if_dead: true, nodes }) => {
-            Action::Unlock { unlocking: Unlocking::IfDead(nodes), identifier, wait }
-        }
+        Some(Sub::Unlock { if_dead: true, nodes }) => Action::Unlock { unlocking: Unlocking::IfDead(nodes), identifier, wait },
         Some(Sub::Unlock { if_dead: false, nodes }) => {
             let nodes = nodes.into_iter().map(|suspect| match suspect {
                 Suspect::Node(node) => Ok(node),
@@ -541,7 +586,7 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, Answe
             let Some(name) = native.command.first() else {
                 return usage("no command was given");
             };
-            let manner = native.spawn.manner();
+            let manner = native.spawn.manner(from_line)?;
             let SpawnOnly { node, lock_type, .. } = native.spawn;
             let lock = match node {
                 Some(lock) => lock,

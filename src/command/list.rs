@@ -123,7 +123,8 @@ mod tests {
         let names = ["a__rlock__0000000001", "b__rlock__0000000002", "c__lock__0000000003", "d__lock__2147483647"];
         let queue = Queue::new(names);
         let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_532_538_592);
-        let owner = Owner { host: "h1".to_owned(), boot: "b".to_owned(), pid: Some(7), started: at, command: "true".to_owned() };
+        let owner =
+            Owner { host: "h1".to_owned(), boot: "b".to_owned(), pid: Some(7), started: at, command: "true".to_owned() };
         let contender = || Reading::There(Contender { identifier: Identifier(b"it's\n".to_vec()), since: at, version: 0 });
         let row = |at: usize, reading, ownership: &Ownership| {
             row(&lock, &queue, &queue.contenders()[at], reading, ownership).map(|row| row.join("|"))

@@ -26,13 +26,14 @@ pub use self::request::{
     Action, Address, GroupChoice, HeirloomChoice, Layout, LifetimeChoice, LimitOver, Links, Manner, OnLost, Request, Suspect,
     Unlocking, Variable, Wait, WaitLimit, Wish,
 };
+pub use self::spawn::shortest_promise;
 pub use self::voice::{Slash, Voice, could_not_lock};
 use crate::error::Error;
 use crate::exit;
 use crate::journal::{Entry, Family, Record, StateDir};
 use crate::lock::{
-    AcquireError, Claim, Expected, Happening, Lifetime, Limit, LockPath, Mark, NodeName, NodePath, Ownership, Patience, Place, Reading, Removal,
-    Store, StoreError, acquire,
+    AcquireError, Claim, Expected, Happening, Lifetime, Limit, LockPath, Mark, NodeName, NodePath, Ownership, Patience, Place,
+    Reading, Removal, Store, StoreError, acquire,
 };
 use crate::report::{self, Verbosity};
 use crate::store::{Directory, ZooKeeper};
@@ -416,13 +417,7 @@ mod tests {
     #[test]
     fn an_orphan_is_told_with_what_is_known_of_its_owner() {
         let since = SystemTime::UNIX_EPOCH + Duration::from_secs(1_532_538_592);
-        let owner = Owner {
-            host: "h1".to_owned(),
-            boot: String::new(),
-            pid: Some(7),
-            started: since,
-            command: String::new(),
-        };
+        let owner = Owner { host: "h1".to_owned(), boot: String::new(), pid: Some(7), started: since, command: String::new() };
         let orphan = |owner, since| orphaned(&Ownership::Orphaned { owner, since });
         assert_eq!(orphan(None, None).unwrap(), "owner is dead or cut off");
         let text = "owner (pid 7 on h1) is dead or cut off since 2018-07-25T17:09:52Z";
@@ -432,10 +427,8 @@ mod tests {
 
     #[test]
     fn how_an_orphan_is_removed_is_said_once_and_again_when_there_was_another_one_or_none() {
-        let address = Address::ZooKeeper {
-            servers: Servers::parse("h").unwrap(),
-            chroot: AbsolutePath::parse("/a b").unwrap(),
-        };
+        let address =
+            Address::ZooKeeper { servers: Servers::parse("h").unwrap(), chroot: AbsolutePath::parse("/a b").unwrap() };
         let node = |number| NodePath::parse(&format!("/x/0__lock__000000000{number}")).unwrap();
         let mut told = None;
         let mut hint = |voice: &Voice, orphan| hint_once(&address, voice, &mut told, orphan);

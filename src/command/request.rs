@@ -93,7 +93,8 @@ impl Action {
 /// This process, which is going to run that command. Its arguments are left out: on the host others may see them, and here everybody
 /// could.
 fn us(words: &[OsString]) -> Owner {
-    let owner = Owner { host: host(), boot: boot(), pid: Some(process::id()), started: SystemTime::now(), command: String::new() };
+    let owner =
+        Owner { host: host(), boot: boot(), pid: Some(process::id()), started: SystemTime::now(), command: String::new() };
     owner.with_command(words.first().map(|word| word.as_bytes()).unwrap_or_default())
 }
 
@@ -163,6 +164,9 @@ pub enum LifetimeChoice {
     Persistent,
     /// Our session with the servers, where there are any: without it the command must not run.
     Ephemeral,
+    /// The node; and whoever waits may remove it once nobody has vouched for it for this long, for by then the command does not run
+    /// any more.
+    Promised { abandon_after: Duration },
 }
 
 /// What happens when the lock is taken away while the command runs.

@@ -228,9 +228,9 @@ impl<S: Store> Unlock<'_, '_, S> {
         let is_of_this_boot = owner.is_some_and(|owner| owner.host == host() && owner.boot == boot());
         Ok(match looked {
             Ok(Some(Life::Living)) => Some("its owner, or what that has started, still runs on this host".to_owned()),
-            Ok(Some(Life::Foreign { user })) => {
-                Some(format!("its entry in this host's journal belongs to user {user}: nobody else can tell whether it still runs"))
-            }
+            Ok(Some(Life::Foreign { user })) => Some(format!(
+                "its entry in this host's journal belongs to user {user}: nobody else can tell whether it still runs"
+            )),
             Ok(Some(Life::Garbled(error))) => Some(format!("its entry in this host's journal is not usable: {error}")),
             Ok(Some(Life::Dead(_) | Life::Gone | Life::Elsewhere | Life::Stranger) | None) => None,
             Err(trouble) if is_of_this_boot => Some(format!("{trouble}: nothing tells whether it still runs on this host")),

@@ -2,7 +2,8 @@
 
 /// Lines of cells, the header first. A cell is one line, whatever is in it.
 pub fn table<const N: usize>(header: [&str; N], rows: Vec<[String; N]>) -> String {
-    let rows: Vec<_> = std::iter::once(header.map(str::to_owned)).chain(rows).map(|row| row.map(|cell| one_line(&cell))).collect();
+    let rows: Vec<_> =
+        std::iter::once(header.map(str::to_owned)).chain(rows).map(|row| row.map(|cell| one_line(&cell))).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
     let widths: Vec<_> = (0..N).map(width).collect();
     let mut text = String::new();

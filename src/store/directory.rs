@@ -34,8 +34,8 @@ pub use self::root::{Root, RootError};
 use self::watch::Watches;
 use crate::local::{Dir, Trouble, boot, elsewhere, errno, host, kind, taker};
 use crate::lock::{
-    AbsolutePath, Claim, Contender, Entry, Expected, FencingToken, Identifier, Lifetime, LockPath, NodeName, Owner,
-    Ownership, Place, Queue, Reading, Removal, Sequence, Store, StoreError,
+    AbsolutePath, Claim, Contender, Entry, Expected, FencingToken, Identifier, Lifetime, LockPath, NodeName, Owner, Ownership,
+    Place, Queue, Reading, Removal, Sequence, Store, StoreError,
 };
 
 /// What the names of our own files begin with; nobody lists them.
@@ -217,11 +217,7 @@ impl Directory {
         let stat = fstat(&file).map_err(trouble)?;
         let mut identifier = Vec::new();
         Read::take(&file, Identifier::LONGEST as u64).read_to_end(&mut identifier).map_err(|error| trouble(errno(&error)))?;
-        Ok(Reading::There(Contender {
-            identifier: Identifier(identifier),
-            since: modified(&stat),
-            version: version(&stat),
-        }))
+        Ok(Reading::There(Contender { identifier: Identifier(identifier), since: modified(&stat), version: version(&stat) }))
     }
 
     fn ownership(dir: &Dir, name: &str) -> Result<Ownership, Trouble> {
