@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::argparse::{Grammar, Item, Opt, Stop, Takes, repr};
 use super::{Answer, values};
-use crate::command::{Action, Address, LimitOver, Request, Slash, Voice, Wait, WaitLimit, Wish};
+use crate::command::{Action, Address, Layout, LimitOver, Request, Slash, Unlocking, Voice, Wait, WaitLimit, Wish};
 use crate::exit;
 use crate::journal::StateDir;
 use crate::lock::{AbsolutePath, LockPath, Mode, NodePath, Reports};
@@ -136,9 +136,12 @@ pub fn request(words: &[OsString]) -> Result<Request, Refusal> {
         }
         Verb::Unlock => {
             let node = NodePath::parse(&path).map_err(no_lock)?;
-            Action::Unlock { nodes: vec![node], identifier, wait: wait(WaitLimit::Never) }
+            Action::Unlock { unlocking: Unlocking::Nodes(vec![node]), identifier, wait: wait(WaitLimit::Never) }
         }
-        Verb::List => Action::List { lock: LockPath::parse(&path).map_err(no_lock)?, wait: wait(WaitLimit::Never) },
+        Verb::List => {
+            let lock = LockPath::parse(&path).map_err(no_lock)?;
+            Action::List { lock, layout: Layout::Lines, wait: wait(WaitLimit::Never) }
+        }
     };
     Ok(Request {
         state_dir: state_dir(env::var_os("SYNCD_SPAWN_STATE_DIR").as_deref())?,

@@ -11,8 +11,8 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use super::{Answer, values};
 use crate::command::{
-    Action, Address, GroupChoice, HeirloomChoice, LifetimeChoice, LimitOver, Links, Manner, OnLost, Request, Voice, Wait,
-    WaitLimit, Wish,
+    Action, Address, GroupChoice, HeirloomChoice, Layout, LifetimeChoice, LimitOver, Links, Manner, OnLost, Request, Suspect,
+    Unlocking, Voice, Wait, WaitLimit, Wish, shortest_promise,
 };
 use crate::exit::{self, SignalExit};
 use crate::journal::StateDir;
@@ -24,6 +24,9 @@ use crate::supervise::{Orphans, Target};
 /// So much of a value that is not usable is shown, in characters.
 const LONGEST_ECHO: usize = 60;
 
+/// A longer promise is as good.
+const LONGEST_PROMISE: Duration = Duration::from_hours(24 * 365 * 100);
+
 /// The words of options, and what they stand for.
 const LOCK_TYPES: [(&str, Mode); 3] = [("lock", Mode::Lock), ("rlock", Mode::Read), ("wlock", Mode::Write)];
 const ORPHANS: [(&str, Orphans); 3] = [("kill", Orphans::Kill), ("wait", Orphans::Wait), ("leave", Orphans::Leave)];
@@ -34,7 +37,7 @@ const SIGNAL_EXITS: [(&str, SignalExit); 3] =
     [("auto", SignalExit::Auto), ("code", SignalExit::Code), ("raise", SignalExit::Raise)];
 
 /// What says how a command is run; a subcommand runs none.
-const SPAWN_ONLY: [(&str, &str); 12] = [
+const SPAWN_ONLY: [(&str, &str); 13] = [
     ("node", "--node"),
     ("lock_type", "--lock-type"),
     ("kill_after", "--kill-after"),
@@ -42,6 +45,7 @@ const SPAWN_ONLY: [(&str, &str); 12] = [
     ("grace", "--grace"),
     ("on_lost", "--on-lost"),
     ("ephemeral", "--ephemeral"),
+    ("abandon_after", "--abandon-after"),
     ("forward_to", "--forward-to"),
     ("group", "--group"),
     ("pdeathsig", "--pdeathsig"),
@@ -51,7 +55,12 @@ const SPAWN_ONLY: [(&str, &str); 12] = [
 
 /// What some subcommands have no use for.
 const MISPLACED: [(&[&str], &str, &str, &str); 6] = [
-    (&["unlock", "list"], "state_dir", "--state-dir", "only what contends, and reap, has to do with the journal"),
+    (
+        &["unlock", "list"],
+        "state_dir",
+        "--state-dir",
+        "only what contends, reap, and unlock --if-dead have to do with the journal",
+    ),
     (&["reap"], "servers", "--servers", "it goes to the servers that it finds in the journal"),
     (&["reap"], "chroot", "--chroot", "it goes where the journal says"),
     (&["install"], "servers", "--servers", "it goes to no server"),
@@ -62,7 +71,8 @@ const MISPLACED: [(&[&str], &str, &str, &str); 6] = [
 const USAGE: &str = "syncd-spawn [OPTIONS] [-n NODE] [-l lock|rlock|wlock] [--] COMMAND [ARG]...
        syncd-spawn [OPTIONS] lock|rlock|wlock LOCK_PATH
        syncd-spawn [OPTIONS] unlock NODE...
-       syncd-spawn [OPTIONS] list LOCK_PATH
+       syncd-spawn [OPTIONS] unlock --if-dead NODE|LOCK_PATH...
+       syncd-spawn [OPTIONS] list [--long] LOCK_PATH
        syncd-spawn [--state-dir DIR] reap
        syncd-spawn install [--links] DIR";
 
@@ -305,6 +315,16 @@ struct SpawnOnly {
     /// work runs.
     #[arg(long)]
     ephemeral: bool,
+    /// Promise to stop the command when we are cut off from the servers for this long
+    ///
+    /// By default nobody but this host or an operator removes what we leave when we die while we hold the lock. With this whoever
+    /// waits does, once nobody has vouched for it for this long and some more: so it is for hosts that do not come back, such as
+    /// pods. In exchange the command is stopped by then when no server can be reached: TERM, and KILL after --grace; the status is
+    /// 123. It has to be twice as long as --grace and a second, and 5 s at least. When we are killed nobody but the kernel stops
+    /// the command (see --pdeathsig), so what that has started runs on, except where we are the first process of a container. With
+    /// file: nothing changes.
+    #[arg(long, value_name = "DURATION", env = "SYNCD_SPAWN_ABANDON_AFTER", value_parser = values::positive_duration)]
+    abandon_after: Option<Duration>,
     /// Whom signals are passed on to
     #[arg(
         long,
@@ -359,20 +379,51 @@ struct SpawnOnly {
 type DeathSignal = std::option::Option<i32>;
 
 impl SpawnOnly {
-    fn manner(&self) -> Manner {
-        Manner {
+    /// `from_line`: whether an option was typed, and is no site's default.
+    fn manner(&self, from_line: impl Fn(&str) -> bool) -> Result<Manner, Answer> {
+        Ok(Manner {
             kill_after: self.kill_after,
             grace: self.grace,
             orphans: self.orphans,
             target: self.forward_to,
             group: self.group,
             on_lost: self.on_lost,
-            lifetime: if self.ephemeral { LifetimeChoice::Ephemeral } else { LifetimeChoice::Persistent },
+            lifetime: self.lifetime(from_line)?,
             death_signal: self.pdeathsig,
             signal_exit: self.signal_exit,
             heirloom: if self.close { HeirloomChoice::Close } else { HeirloomChoice::PassOn },
-        }
+        })
     }
+
+    fn lifetime(&self, from_line: impl Fn(&str) -> bool) -> Result<LifetimeChoice, Answer> {
+        let unpromised = if self.ephemeral { LifetimeChoice::Ephemeral } else { LifetimeChoice::Persistent };
+        let Some(after) = self.abandon_after else { return Ok(unpromised) };
+        let (on_lost, orphans) = (self.on_lost == OnLost::Ignore, self.orphans == Orphans::Leave);
+        let conflicts = [
+            (self.ephemeral, "ephemeral", "--ephemeral", "a lock that goes with our session is not there any more by then"),
+            (on_lost, "on_lost", "--on-lost=ignore", "a command that is not stopped makes it a promise that is not kept"),
+            (orphans, "orphans", "--orphans=leave", "what is left running is stopped by nobody"),
+        ];
+        if let Some((_, id, option, why)) = conflicts.into_iter().find(|(is_given, ..)| *is_given) {
+            // A site's default gives way to what is typed.
+            return match from_line("abandon_after") || !from_line(id) {
+                true => usage(format!("--abandon-after does not go with {option}: {why}")),
+                false => Ok(unpromised),
+            };
+        }
+        let shortest = shortest_promise(self.grace);
+        if after < shortest {
+            let [after, grace, shortest] = [after, self.grace, shortest].map(humantime::format_duration);
+            return usage(format!(
+                "--abandon-after {after} is too short for --grace {grace}: it has to be {shortest} at least"
+            ));
+        }
+        Ok(LifetimeChoice::Promised { abandon_after: after.min(LONGEST_PROMISE) })
+    }
+}
+
+fn suspect(text: &str) -> Result<Suspect, PathError> {
+    NodePath::parse(text).map(Suspect::Node).or_else(|error| LockPath::parse(text).map(Suspect::Lock).map_err(|_| error))
 }
 
 /// Parses one of these words, each of which stands for something.
@@ -405,12 +456,27 @@ enum Sub {
     },
     /// Release locks by the nodes that were printed
     Unlock {
-        /// A node as it was printed by lock, rlock, wlock or list
-        #[arg(required = true, value_name = "NODE", value_parser = NodePath::parse)]
-        nodes: Vec<NodePath>,
+        /// Only what nobody stands behind any more
+        ///
+        /// Refused, with status 1, while its owner lives, or did a session's timeout ago; while its owner, or what that has started,
+        /// still runs on this host; and where nothing tells, as of what lockpick, kazoo and lock, rlock and wlock left. The path of
+        /// a lock stands for all such nodes in it; those that are removed are named. Whether something still runs on another host
+        /// that is only cut off, nobody can tell from here.
+        #[arg(long)]
+        if_dead: bool,
+        /// A node as it was printed by lock, rlock, wlock or list; with --if-dead a lock, too
+        #[arg(required = true, value_name = "NODE", value_parser = suspect)]
+        nodes: Vec<Suspect>,
     },
     /// Print the queue in order
+    ///
+    /// To a terminal as a table: who holds and who waits, its identifier, host and process, since when it is there, whether
+    /// its owner is alive, orphaned (nobody vouches for it any more: it is dead, or cut off from the servers), or unknown, and
+    /// its node. Unknown is what lockpick, kazoo and lock, rlock and wlock leave. To anything else 'IDENTIFIER' NODE, a line each.
     List {
+        /// Print the table to anything
+        #[arg(long)]
+        long: bool,
         /// Path of the lock, below the chroot
         #[arg(value_parser = LockPath::parse)]
         lock_path: LockPath,
@@ -462,7 +528,11 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, Answe
         }
     }
     for (subcommands, id, option, why) in MISPLACED {
-        if let Some(subcommand) = matches.subcommand_name().filter(|name| subcommands.contains(name) && from_line(id)) {
+        // Whether something still runs on this host.
+        let is_needed =
+            id == "state_dir" && matches.subcommand_matches("unlock").is_some_and(|unlock| unlock.get_flag("if_dead"));
+        let misplaced = |name: &&str| subcommands.contains(name) && from_line(id) && !is_needed;
+        if let Some(subcommand) = matches.subcommand_name().filter(misplaced) {
             return usage(format!("{option} means nothing to {subcommand}: {why}"));
         }
     }
@@ -491,8 +561,17 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, Answe
         Some(Sub::Lock { lock_path }) => Action::Lock(wish(lock_path, Mode::Lock, identifier)),
         Some(Sub::Rlock { lock_path }) => Action::Lock(wish(lock_path, Mode::Read, identifier)),
         Some(Sub::Wlock { lock_path }) => Action::Lock(wish(lock_path, Mode::Write, identifier)),
-        Some(Sub::Unlock { nodes }) => Action::Unlock { nodes, identifier, wait },
-        Some(Sub::List { lock_path }) => Action::List { lock: lock_path, wait },
+        Some(Sub::Unlock { if_dead: true, nodes }) => Action::Unlock { unlocking: Unlocking::IfDead(nodes), identifier, wait },
+        Some(Sub::Unlock { if_dead: false, nodes }) => {
+            let nodes = nodes.into_iter().map(|suspect| match suspect {
+                Suspect::Node(node) => Ok(node),
+                Suspect::Lock(lock) => usage(format!("invalid value '{lock}' for '<NODE>...': {}", PathError::NoNode)),
+            });
+            Action::Unlock { unlocking: Unlocking::Nodes(nodes.collect::<Result<_, _>>()?), identifier, wait }
+        }
+        Some(Sub::List { long, lock_path }) => {
+            Action::List { lock: lock_path, layout: if long { Layout::Table } else { Layout::Auto }, wait }
+        }
         Some(Sub::Reap) => Action::Reap { wait },
         Some(Sub::Install { links, directory }) => {
             Action::Install { directory, links: if links { Links::Make } else { Links::Omit } }
@@ -507,7 +586,7 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, Answe
             let Some(name) = native.command.first() else {
                 return usage("no command was given");
             };
-            let manner = native.spawn.manner();
+            let manner = native.spawn.manner(from_line)?;
             let SpawnOnly { node, lock_type, .. } = native.spawn;
             let lock = match node {
                 Some(lock) => lock,

@@ -23,17 +23,18 @@ use tracing::{info, warn};
 use self::reap::Reaper;
 use self::record::{Recording, strike};
 pub use self::request::{
-    Action, Address, GroupChoice, HeirloomChoice, LifetimeChoice, LimitOver, Links, Manner, OnLost, Request, Variable, Wait,
-    WaitLimit, Wish,
+    Action, Address, GroupChoice, HeirloomChoice, Layout, LifetimeChoice, LimitOver, Links, Manner, OnLost, Request, Suspect,
+    Unlocking, Variable, Wait, WaitLimit, Wish,
 };
+pub use self::spawn::shortest_promise;
 pub use self::voice::{Slash, Voice, could_not_lock};
 use crate::error::Error;
 use crate::exit;
 use crate::journal::{Entry, Family, Record, StateDir};
 use crate::local::Watches;
 use crate::lock::{
-    AcquireError, Claim, Expected, Happening, Lifetime, Limit, LockPath, NodeName, NodePath, Patience, Place, Reading, Removal,
-    Store, StoreError, acquire,
+    AcquireError, Claim, Expected, Happening, Lifetime, Limit, LockPath, Mark, NodeName, NodePath, Ownership, Patience, Place,
+    Reading, Removal, Store, StoreError, acquire,
 };
 use crate::report::{self, Verbosity};
 use crate::store::{Directory, ZooKeeper};
@@ -115,8 +116,10 @@ async fn act<S: Store>(store: &S, action: Action, limit: Limit, context: &mut Co
             spawn::spawn(store, &wish, spawn::What { words, variables }, &manner, limit, context).await
         }
         Action::Lock(wish) => lock::lock(store, &wish, limit, context).await,
-        Action::Unlock { nodes, identifier, .. } => unlock::unlock(store, &nodes, identifier.as_ref(), limit, context).await,
-        Action::List { lock, .. } => list::list(store, &lock, limit, context).await,
+        Action::Unlock { unlocking, identifier, .. } => {
+            unlock::unlock(store, &unlocking, identifier.as_ref(), limit, context).await
+        }
+        Action::List { lock, layout, .. } => list::list(store, &lock, layout, limit, context).await,
         Action::Reap { .. } | Action::Install { .. } => unreachable!("it needs no store of its own"),
     }
 }
@@ -272,9 +275,10 @@ impl Context<'_> {
         let mut stop = pin!(async { asked.set(Some(self.signals.asked_to_end().await)) });
         let patience = Patience::new(limit, stop.as_mut());
         let is_something_left = &mut self.is_something_left;
+        let mut orphan = None;
         let mut tell = |happening: Happening<'_>| {
             *is_something_left |= matches!(happening, Happening::LeftBehind { .. });
-            tell(address, voice, &happening);
+            tell(address, voice, &mut orphan, &happening);
         };
         let acquiring = acquire(store, &wish.lock, claim, &around, patience, wish.wait.reports, &mut tell);
         let is_removing = reaper.as_ref().map(Reaper::removing).unwrap_or_default();
@@ -321,9 +325,10 @@ fn held_around() -> Vec<NodeName> {
     held.split_ascii_whitespace().filter_map(NodeName::parse).collect()
 }
 
-fn tell(address: &Address, voice: &Voice, happening: &Happening<'_>) {
+/// `told` is the orphan in front of us that it was said of how to remove it.
+fn tell(address: &Address, voice: &Voice, told: &mut Option<NodeName>, happening: &Happening<'_>) {
     match happening {
-        Happening::Waiting { lock, predecessor, reading, ownership: _, ahead } => {
+        Happening::Waiting { lock, predecessor, reading, ownership, ahead } => {
             let who = match reading {
                 Reading::There(contender) => {
                     let since = humantime::format_rfc3339_seconds(contender.since.max(SystemTime::UNIX_EPOCH));
@@ -332,9 +337,21 @@ fn tell(address: &Address, voice: &Voice, happening: &Happening<'_>) {
                 Reading::Missing => return,
                 Reading::Forbidden => format!("{} (its identifier may not be read)", lock.node(predecessor)),
             };
-            warn!("Waiting to acquire lock {lock}: behind {who}, {ahead} in front");
+            // One that only waited is removed by whoever stands behind it.
+            let is_in_the_way = !matches!(reading, Reading::There(contender) if Mark::of(contender.version) == Mark::Waiting);
+            let orphan = Some(*predecessor).filter(|_| is_in_the_way && matches!(ownership, Ownership::Orphaned { .. }));
+            let whose = orphaned(ownership).map(|text| format!(", whose {text}")).unwrap_or_default();
+            let hint = hint_once(address, voice, told, orphan.map(|name| lock.node(name)));
+            warn!("Waiting to acquire lock {lock}: behind {who}{whose}, {ahead} in front{hint}");
         }
-        Happening::Queued { lock, queue, readings } => voice.tell_queue(lock, queue, readings),
+        Happening::Queued { lock, queue, readings, predecessor } => {
+            voice.tell_queue(lock, queue, readings);
+            let orphan = predecessor.and_then(|(name, ownership)| Some((lock.node(name), orphaned(ownership)?)));
+            let hint = hint_once(address, voice, told, orphan.as_ref().map(|(node, _)| node.clone()));
+            if let Some((node, text)) = orphan.filter(|_| !hint.is_empty()) {
+                warn!("{}: its {text}{hint}", voice.path(&node));
+            }
+        }
         Happening::Evicted { node, lifetime: Lifetime::Spawned | Lifetime::Promised { .. } | Lifetime::Explicit } => {
             warn!("{node} was removed while we waited: queueing again at the end");
         }
@@ -351,11 +368,34 @@ fn tell(address: &Address, voice: &Voice, happening: &Happening<'_>) {
     }
 }
 
+/// What is said of who stands behind an orphan.
+fn orphaned(ownership: &Ownership) -> Option<String> {
+    let Ownership::Orphaned { owner, since } = ownership else { return None };
+    let owner = owner.as_ref().map(|owner| format!(" ({owner})")).unwrap_or_default();
+    let since = since.map(|since| format!(" since {}", humantime::format_rfc3339_seconds(since.max(SystemTime::UNIX_EPOCH))));
+    Some(format!("owner{owner} is dead or cut off{}", since.unwrap_or_default()))
+}
+
+/// How an orphan is removed, if that was not said of it yet.
+fn hint_once(address: &Address, voice: &Voice, told: &mut Option<NodeName>, orphan: Option<NodePath>) -> String {
+    let name = orphan.as_ref().map(|node| node.name.clone());
+    match orphan {
+        Some(node) if *told != name => {
+            *told = name;
+            format!("\n{}", voice.hint_if_dead(address, &node))
+        }
+        Some(_) | None => {
+            *told = name;
+            String::new()
+        }
+    }
+}
+
 /// A node that could not be removed, with the line that will.
 fn say_what_is_left(address: &Address, error: &StoreError) {
     match error {
         StoreError::NotRemoved { node, .. } => {
-            report::line(format_args!("hint: {} {address} unlock {node}", report::by_hand()));
+            report::line(format_args!("hint: {} {address} unlock {}", report::by_hand(), report::typed(node)));
         }
         StoreError::Unsettled { prefix, .. } => {
             let lock = prefix.rsplit_once('/').map_or(prefix.as_str(), |(lock, _)| lock);
@@ -367,5 +407,41 @@ fn say_what_is_left(address: &Address, error: &StoreError) {
         | StoreError::Unsuitable { .. }
         | StoreError::SessionTooShort { .. }
         | StoreError::NoLock(_) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::lock::{AbsolutePath, Owner};
+    use crate::store::Servers;
+
+    #[test]
+    fn an_orphan_is_told_with_what_is_known_of_its_owner() {
+        let since = SystemTime::UNIX_EPOCH + Duration::from_secs(1_532_538_592);
+        let owner = Owner { host: "h1".to_owned(), boot: String::new(), pid: Some(7), started: since, command: String::new() };
+        let orphan = |owner, since| orphaned(&Ownership::Orphaned { owner, since });
+        assert_eq!(orphan(None, None).unwrap(), "owner is dead or cut off");
+        let text = "owner (pid 7 on h1) is dead or cut off since 2018-07-25T17:09:52Z";
+        assert_eq!(orphan(Some(owner.clone()), Some(since)).unwrap(), text);
+        assert_eq!((orphaned(&Ownership::Owned(owner)), orphaned(&Ownership::Unknown)), (None, None));
+    }
+
+    #[test]
+    fn how_an_orphan_is_removed_is_said_once_and_again_when_there_was_another_one_or_none() {
+        let address =
+            Address::ZooKeeper { servers: Servers::parse("h").unwrap(), chroot: AbsolutePath::parse("/a b").unwrap() };
+        let node = |number| NodePath::parse(&format!("/x/0__lock__000000000{number}")).unwrap();
+        let mut told = None;
+        let mut hint = |voice: &Voice, orphan| hint_once(&address, voice, &mut told, orphan);
+        let said = |number| format!("\nhint: syncd-spawn -s h:2181 -c '/a b' unlock --if-dead /x/0__lock__000000000{number}");
+        assert_eq!(hint(&Voice::Native, Some(node(1))), said(1));
+        assert_eq!(hint(&Voice::Native, Some(node(1))), "");
+        assert_eq!(hint(&Voice::Native, Some(node(2))), said(2));
+        assert_eq!(hint(&Voice::Native, None), "");
+        let old = hint(&Voice::Lockpick { slash: Slash::None }, Some(node(2)));
+        assert_eq!(old, said(2).replace(" --if-dead", ""));
     }
 }

@@ -12,7 +12,7 @@ use crate::exit::SignalExit;
 use crate::journal::StateDir;
 use crate::local::{boot, host};
 use crate::lock::{AbsolutePath, Claim, Identifier, Lifetime, LockPath, Mode, NodePath, Owner, Reports};
-use crate::report::Verbosity;
+use crate::report::{Verbosity, typed};
 use crate::store::{Root, Servers};
 use crate::supervise::{Orphans, Target};
 
@@ -51,8 +51,8 @@ impl Address {
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Address::ZooKeeper { servers, chroot } => write!(f, "-s {servers} -c {chroot}"),
-            Address::Directory { root, chroot } => write!(f, "-s {root} -c {chroot}"),
+            Address::ZooKeeper { servers, chroot } => write!(f, "-s {} -c {}", typed(servers), typed(chroot)),
+            Address::Directory { root, chroot } => write!(f, "-s {} -c {}", typed(root), typed(chroot)),
         }
     }
 }
@@ -64,8 +64,8 @@ pub type Variable = (&'static str, OsString);
 pub enum Action {
     Spawn { wish: Wish, words: Vec<OsString>, variables: Vec<Variable>, manner: Manner },
     Lock(Wish),
-    Unlock { nodes: Vec<NodePath>, identifier: Option<Identifier>, wait: Wait },
-    List { lock: LockPath, wait: Wait },
+    Unlock { unlocking: Unlocking, identifier: Option<Identifier>, wait: Wait },
+    List { lock: LockPath, layout: Layout, wait: Wait },
     Reap { wait: Wait },
     Install { directory: PathBuf, links: Links },
 }
@@ -93,8 +93,37 @@ impl Action {
 /// This process, which is going to run that command. Its arguments are left out: on the host others may see them, and here everybody
 /// could.
 fn us(words: &[OsString]) -> Owner {
-    let owner = Owner { host: host(), boot: boot(), pid: process::id(), started: SystemTime::now(), command: String::new() };
+    let owner =
+        Owner { host: host(), boot: boot(), pid: Some(process::id()), started: SystemTime::now(), command: String::new() };
     owner.with_command(words.first().map(|word| word.as_bytes()).unwrap_or_default())
+}
+
+/// What is to be unlocked.
+#[derive(Debug)]
+pub enum Unlocking {
+    /// These, whoever stands behind them.
+    Nodes(Vec<NodePath>),
+    /// Of these what nobody stands behind any more.
+    IfDead(Vec<Suspect>),
+}
+
+/// What may have no owner any more.
+#[derive(Clone, Debug)]
+pub enum Suspect {
+    Node(NodePath),
+    /// Everybody in it.
+    Lock(LockPath),
+}
+
+/// How a queue is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// An identifier and a node each, as lockpick has it.
+    Lines,
+    /// Everything that is known.
+    Table,
+    /// A table for a person, lines for a program.
+    Auto,
 }
 
 /// Whether the old names are installed too.
@@ -135,6 +164,9 @@ pub enum LifetimeChoice {
     Persistent,
     /// Our session with the servers, where there are any: without it the command must not run.
     Ephemeral,
+    /// The node; and whoever waits may remove it once nobody has vouched for it for this long, for by then the command does not run
+    /// any more.
+    Promised { abandon_after: Duration },
 }
 
 /// What happens when the lock is taken away while the command runs.

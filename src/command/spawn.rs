@@ -19,9 +19,17 @@ use crate::lock::{Doubt, Identifier, Lifetime, Limit, Loss, NodePath, Place, Rem
 use crate::report;
 use crate::supervise::{Cause, Ending, Group, Outcome, Permission, Program, Rules, SuperviseError, supervise};
 
-/// Kept of a session's last moments for what takes time though nobody has any: we are woken, everybody is found and killed, and
-/// a process in the middle of a system call ends when that is done.
+/// Kept of the last moments of a session, or of a promise, for what takes time though nobody has any: we are woken, everybody is
+/// found and killed, and a process in the middle of a system call ends when that is done.
 const TO_KILL: Duration = Duration::from_secs(1);
+
+/// Servers are asked several times as long as this lasts, and each may take its time.
+const SHORTEST_PROMISE: Duration = Duration::from_secs(5);
+
+/// The shortest promise to stop that can be kept: half of it is for stopping, the rest for noticing that there is need to.
+pub fn shortest_promise(grace: Duration) -> Duration {
+    grace.saturating_add(TO_KILL).saturating_mul(2).max(SHORTEST_PROMISE)
+}
 
 /// What is run.
 pub struct What {
@@ -89,9 +97,11 @@ pub async fn spawn<S: Store>(
 impl Manner {
     /// How long a contender lasts whose command is run like this.
     pub fn lifetime(&self) -> Lifetime {
+        let notice = self.grace.saturating_add(TO_KILL);
         match self.lifetime {
             LifetimeChoice::Persistent => Lifetime::Spawned,
-            LifetimeChoice::Ephemeral => Lifetime::Session { notice: self.grace.saturating_add(TO_KILL) },
+            LifetimeChoice::Ephemeral => Lifetime::Session { notice },
+            LifetimeChoice::Promised { abandon_after: after } => Lifetime::Promised { after, notice },
         }
     }
 }
@@ -130,27 +140,39 @@ fn verdict(lost: &Result<Loss, StoreError>, node: &NodePath, manner: &Manner) ->
         (Ok(Loss::Removed), OnLost::Ignore, _) => {
             (given, format!("{node} was removed while the command runs, which goes on without the lock"))
         }
-        (Ok(Loss::Expiring(left)), OnLost::Stop, _) => {
+        (Ok(Loss::Expiring(left)), OnLost::Stop, lifetime) => {
             let within = left.saturating_sub(TO_KILL);
-            let what = if left.is_zero() {
-                format!("{node} may be somebody else's already: killing the command")
-            } else if within.is_zero() {
-                format!("killing the command before {node} can be somebody else's")
-            } else {
-                format!("stopping the command before {node} can be somebody else's")
+            let fate = match lifetime {
+                LifetimeChoice::Persistent | LifetimeChoice::Ephemeral => "be somebody else's",
+                LifetimeChoice::Promised { .. } => "be taken for abandoned",
             };
-            (revoked(within), format!("cannot confirm our session in time: {what}"))
+            let what = if left.is_zero() {
+                format!("{node} may {fate} already: killing the command")
+            } else if within.is_zero() {
+                format!("killing the command before {node} can {fate}")
+            } else {
+                format!("stopping the command before {node} can {fate}")
+            };
+            (revoked(within), format!("{}: {what}", unconfirmed(lifetime)))
         }
-        (Ok(Loss::Expiring(_)), OnLost::Ignore, _) => {
-            (given, format!("cannot confirm our session in time: the command goes on without the lock, {node} is lost"))
+        (Ok(Loss::Expiring(_)), OnLost::Ignore, lifetime) => {
+            (given, format!("{}: the command goes on without the lock, {node} is lost", unconfirmed(lifetime)))
         }
-        // It was an answer, so the session lives as yet, and there is time for the whole grace.
-        (Err(error), OnLost::Stop, LifetimeChoice::Ephemeral) => {
+        // It was an answer, so others see us as yet, and there is time for the whole grace.
+        (Err(error), OnLost::Stop, LifetimeChoice::Ephemeral | LifetimeChoice::Promised { .. }) => {
             (revoked(manner.grace), format!("{error}: nobody can tell whether {node} is ours still: stopping the command"))
         }
         (Err(error), OnLost::Ignore, _) | (Err(error), OnLost::Stop, LifetimeChoice::Persistent) => {
             (given, format!("{error}: if {node} is taken away, nobody will notice"))
         }
+    }
+}
+
+/// What is wrong when a loss is near.
+fn unconfirmed(lifetime: LifetimeChoice) -> &'static str {
+    match lifetime {
+        LifetimeChoice::Persistent | LifetimeChoice::Ephemeral => "cannot confirm our session in time",
+        LifetimeChoice::Promised { .. } => "cannot confirm in time that others see us alive",
     }
 }
 
@@ -237,7 +259,9 @@ mod tests {
     use crate::supervise::{Orphans, Target};
 
     const GRACE: Duration = Duration::from_secs(5);
-    const LIFETIMES: [LifetimeChoice; 2] = [LifetimeChoice::Persistent, LifetimeChoice::Ephemeral];
+    const AFTER: Duration = Duration::from_secs(90);
+    const PROMISED: LifetimeChoice = LifetimeChoice::Promised { abandon_after: AFTER };
+    const LIFETIMES: [LifetimeChoice; 3] = [LifetimeChoice::Persistent, LifetimeChoice::Ephemeral, PROMISED];
 
     fn manner(lifetime: LifetimeChoice, on_lost: OnLost) -> Manner {
         Manner {
@@ -272,6 +296,15 @@ mod tests {
         assert_eq!(manner(LifetimeChoice::Persistent, OnLost::Stop).lifetime(), Lifetime::Spawned);
         let notice = Duration::from_secs(6);
         assert_eq!(manner(LifetimeChoice::Ephemeral, OnLost::Stop).lifetime(), Lifetime::Session { notice });
+        assert_eq!(manner(PROMISED, OnLost::Stop).lifetime(), Lifetime::Promised { after: AFTER, notice });
+    }
+
+    #[test]
+    fn a_promise_leaves_as_much_time_for_noticing_as_for_stopping() {
+        for (grace, shortest) in [(0, 5000), (500, 5000), (1500, 5000), (1600, 5200), (5000, 12_000)] {
+            assert_eq!(shortest_promise(Duration::from_millis(grace)), Duration::from_millis(shortest), "{grace}");
+        }
+        assert_eq!(shortest_promise(Duration::MAX), Duration::MAX);
     }
 
     #[test]
@@ -298,11 +331,26 @@ mod tests {
     }
 
     #[test]
-    fn a_store_that_cannot_look_is_enough_for_a_persistent_node_and_not_for_a_session() {
+    fn a_promise_is_kept_before_anybody_can_rely_on_it() {
+        for (left, within, text) in [
+            (6000, 5000, "stopping the command before /db/00__lock__0000000007 can be taken for abandoned"),
+            (900, 0, "killing the command before /db/00__lock__0000000007 can be taken for abandoned"),
+            (0, 0, "/db/00__lock__0000000007 may be taken for abandoned already: killing the command"),
+        ] {
+            let (permission, said) = on(&Ok(expiring(left)), PROMISED, OnLost::Stop);
+            assert_eq!(permission, Permission::Revoked { within: Duration::from_millis(within) });
+            assert_eq!(said, format!("cannot confirm in time that others see us alive: {text}"));
+        }
+    }
+
+    #[test]
+    fn a_store_that_cannot_look_is_enough_for_a_persistent_node_and_not_for_a_session_or_a_promise() {
         assert_eq!(on(&refused(), LifetimeChoice::Persistent, OnLost::Stop).0, Permission::Given);
-        let (permission, text) = on(&refused(), LifetimeChoice::Ephemeral, OnLost::Stop);
-        assert_eq!(permission, Permission::Revoked { within: GRACE });
-        assert!(text.starts_with("h:2181 refused to watch /db: no: nobody can tell"), "{text}");
+        for lifetime in [LifetimeChoice::Ephemeral, PROMISED] {
+            let (permission, text) = on(&refused(), lifetime, OnLost::Stop);
+            assert_eq!(permission, Permission::Revoked { within: GRACE });
+            assert!(text.starts_with("h:2181 refused to watch /db: no: nobody can tell"), "{text}");
+        }
     }
 
     #[test]

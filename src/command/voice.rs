@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use tracing::{debug, info, warn};
 
-use super::Context;
+use super::{Address, Context};
 use crate::error::Error;
 use crate::exit;
 use crate::lock::{AcquireError, Contender, Identifier, LockPath, NodePath, Queue, Reading};
@@ -51,6 +51,19 @@ impl Voice {
             Voice::Lockpick { .. } | Voice::SyncdSpawn { .. } => contender.identifier.0.clone(),
         };
         [b"'", identifier.as_slice(), b"' ", self.path(node).as_bytes(), b"\n"].concat()
+    }
+
+    /// What removes a node by hand that nobody stands behind; lockpick's does not look whether somebody does.
+    fn unlock_if_dead(&self) -> &'static str {
+        match self {
+            Voice::Native => "unlock --if-dead",
+            Voice::Lockpick { .. } | Voice::SyncdSpawn { .. } => "unlock",
+        }
+    }
+
+    /// The line that removes a node if nobody stands behind it.
+    pub(super) fn hint_if_dead(&self, address: &Address, node: &NodePath) -> String {
+        format!("hint: {} {address} {} {}", report::by_hand(), self.unlock_if_dead(), report::typed(node))
     }
 
     /// Everybody in the queue that we wait in.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::SystemTime;
 
-use crate::lock::{AbsolutePath, LockPath, NodeName};
+use crate::lock::{AbsolutePath, LockPath, NodeName, id_of};
 use crate::store::Servers;
 
 const VERSION: &str = "syncd-spawn-journal 1";
@@ -46,6 +46,11 @@ impl Family {
     pub fn parse(text: &str) -> Option<Family> {
         let is_digit = |byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
         (text.len() == FAMILY_DIGITS && text.bytes().all(is_digit)).then(|| Family(text.to_owned()))
+    }
+
+    /// That of a node of ours; none if it is somebody else's.
+    pub fn of(name: &NodeName) -> Option<Family> {
+        Family::parse(id_of(name)?.get(..FAMILY_DIGITS)?)
     }
 
     pub fn as_str(&self) -> &str {
@@ -212,6 +217,14 @@ mod tests {
         for end in 0..TEXT.len() {
             assert!(Entry::parse(&TEXT[..end]).is_err() || end == TEXT.len() - 1, "{:?}", &TEXT[..end]);
         }
+    }
+
+    #[test]
+    fn a_node_of_ours_has_a_family_and_others_have_none() {
+        let family = |name: &str| Family::of(&NodeName::parse(name).unwrap());
+        let ours = family("503e61fadc8f492497db823b87e64afe__rlock__0000000038").unwrap();
+        assert_eq!(ours.as_str(), "503e61fadc8f492497db823b87e6");
+        assert_eq!(family("short__lock__0000000038"), None);
     }
 
     #[test]

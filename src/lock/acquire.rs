@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::slice;
 use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
@@ -83,8 +84,8 @@ pub enum Reports {
 pub enum Happening<'a> {
     /// We are behind somebody.
     Waiting { lock: &'a LockPath, predecessor: &'a NodeName, reading: &'a Reading, ownership: &'a Ownership, ahead: usize },
-    /// We wait, and this is the queue.
-    Queued { lock: &'a LockPath, queue: &'a Queue, readings: &'a [Reading] },
+    /// We wait, and this is the queue, and who stands right in front of us.
+    Queued { lock: &'a LockPath, queue: &'a Queue, readings: &'a [Reading], predecessor: Option<(&'a NodeName, &'a Ownership)> },
     /// Our node is gone while we waited: somebody removed it, or the session that it was bound to has expired. We queue again at
     /// the end.
     Evicted { node: NodePath, lifetime: Lifetime },
@@ -235,7 +236,13 @@ async fn wait<S: Store>(
                             Err(error) => return Err(error),
                         };
                         let readings = store.read(lock, queue.contenders()).await?;
-                        observer(Happening::Queued { lock, queue: &queue, readings: &readings });
+                        let predecessor = match queue.standing(me) {
+                            Standing::Behind(predecessor) => slice::from_ref(predecessor),
+                            Standing::Held | Standing::Gone | Standing::UsedUp => &[],
+                        };
+                        let owners = store.owners(lock, predecessor).await?;
+                        let predecessor = predecessor.iter().zip(&owners).next();
+                        observer(Happening::Queued { lock, queue: &queue, readings: &readings, predecessor });
                     }
                 }
             }

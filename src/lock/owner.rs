@@ -16,7 +16,8 @@ pub struct Owner {
     pub host: String,
     /// The host's boot: a process id means nothing after the next one.
     pub boot: String,
-    pub pid: u32,
+    /// Where it can be told.
+    pub pid: Option<u32>,
     pub started: SystemTime,
     /// What is run, without its arguments.
     pub command: String,
@@ -48,6 +49,17 @@ pub enum Ownership {
     Unknown,
 }
 
+/// Where it runs, for a person who looks for it.
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let host = Identifier(self.host.clone().into_bytes());
+        match self.pid {
+            Some(pid) => write!(f, "pid {pid} on {host}"),
+            None => write!(f, "on {host}"),
+        }
+    }
+}
+
 impl Owner {
     /// What is run, cut to what is read of it.
     #[must_use]
@@ -67,7 +79,7 @@ impl Testimony {
         let owner = Owner {
             host: of("host")?.to_owned(),
             boot: of("boot")?.to_owned(),
-            pid: of("pid")?.parse().ok()?,
+            pid: Some(of("pid")?.parse().ok()?),
             started: humantime::parse_rfc3339(of("started")?).ok()?,
             command: of("command")?.to_owned(),
         };
@@ -88,7 +100,11 @@ impl fmt::Display for Testimony {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Testimony { lock, owner: Owner { host, boot, pid, started, command }, abandon_after, is_orphaned } = self;
         let started = humantime::format_rfc3339_seconds((*started).max(SystemTime::UNIX_EPOCH));
-        write!(f, "{VERSION}\nlock {lock}\nhost {host}\nboot {boot}\npid {pid}\nstarted {started}\ncommand {command}\n")?;
+        write!(f, "{VERSION}\nlock {lock}\nhost {host}\nboot {boot}\n")?;
+        if let Some(pid) = pid {
+            writeln!(f, "pid {pid}")?;
+        }
+        write!(f, "started {started}\ncommand {command}\n")?;
         if let Some(time) = abandon_after {
             writeln!(f, "abandon-after {}", humantime::format_duration(*time))?;
         }
@@ -163,7 +179,7 @@ mod tests {
     fn what_was_written_is_read_again() {
         let testimony = Testimony::parse(TEXT.as_bytes()).unwrap();
         assert_eq!(testimony.to_string(), TEXT);
-        assert_eq!((testimony.owner.pid, testimony.abandon_after, testimony.is_orphaned), (4711, None, false));
+        assert_eq!((testimony.owner.pid, testimony.abandon_after, testimony.is_orphaned), (Some(4711), None, false));
         let abandoned = Testimony { abandon_after: Some(Duration::from_millis(90_500)), is_orphaned: true, ..testimony };
         assert_eq!(abandoned.to_string(), format!("{TEXT}abandon-after 1m 30s 500ms\norphaned yes\n"));
         assert_eq!(Testimony::parse(abandoned.to_string().as_bytes()), Some(abandoned));
@@ -185,6 +201,8 @@ mod tests {
     fn a_command_is_one_line_of_bounded_length() {
         let owner = Testimony::parse(TEXT.as_bytes()).unwrap().owner;
         assert_eq!(owner.clone().with_command(b"echo a\nb \xff").command, "echo a\\nb \\xff");
+        assert_eq!(owner.to_string(), "pid 4711 on some.host");
+        assert_eq!(Owner { pid: None, host: "a\nb".to_owned(), ..owner.clone() }.to_string(), "on a\\nb");
         assert_eq!(owner.with_command("é".repeat(1000).as_bytes()).command.len(), 1024);
     }
 

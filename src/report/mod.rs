@@ -1,9 +1,10 @@
 //! What a person or a program reads. Standard output is for answers only; all else goes to standard error.
 
 mod log;
+mod table;
 
 use std::fmt::Display;
-use std::io;
+use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use nix::unistd::write;
 use tokio::time::sleep;
 
 pub use self::log::{Verbosity, start_log};
+pub use self::table::table;
 
 /// The program that we are taken for: whose words we use, and whose numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +47,16 @@ pub fn speak(dialect: Dialect) {
 /// The program by which something is done by hand: where an old name is used there need not be another.
 pub fn by_hand() -> &'static str {
     dialect().name()
+}
+
+/// A word of a line that is to be typed: quoted where a shell would read it as something else.
+pub fn typed(word: &impl Display) -> String {
+    let word = word.to_string();
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./:,@%+=[]".contains(&byte);
+    match word.bytes().all(is_plain) && !word.is_empty() {
+        true => word,
+        false => format!("'{}'", word.replace('\'', r"'\''")),
+    }
 }
 
 fn dialect() -> Dialect {
@@ -111,6 +123,11 @@ pub fn answer(text: impl AsRef<[u8]>) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether an answer is read by a person.
+pub fn is_answer_for_a_person() -> bool {
+    io::stdout().is_terminal()
+}
+
 /// Writes to standard output what is no answer, but was there before. Like a [`line`] it is lost where nobody reads.
 pub fn remark(text: &[u8]) {
     if is_writable(io::stdout().as_fd(), REMARK_PATIENCE) {
@@ -125,5 +142,24 @@ pub fn remark(text: &[u8]) {
 pub async fn answerable() {
     while !is_writable(io::stdout().as_fd(), 0) {
         sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_is_quoted_where_a_shell_would_not_take_it_as_it_is() {
+        for (word, shown) in [
+            ("h1:2181,[::1]:2182", "h1:2181,[::1]:2182"),
+            ("file:///var/lock", "file:///var/lock"),
+            ("/a b/c", "'/a b/c'"),
+            ("/it's;$x", r"'/it'\''s;$x'"),
+            ("/caf\u{e9}", "'/caf\u{e9}'"),
+            ("", "''"),
+        ] {
+            assert_eq!(typed(&word), shown);
+        }
     }
 }

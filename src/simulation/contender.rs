@@ -190,7 +190,7 @@ impl Contender {
         Owner {
             host: "memory".to_owned(),
             boot: "0".to_owned(),
-            pid,
+            pid: Some(pid),
             started: SystemTime::UNIX_EPOCH,
             command: "work".to_owned(),
         }

@@ -294,7 +294,7 @@ impl Judge {
         if self.is_excused(identifier) {
             return;
         }
-        if self.told().iter().any(|(_, testimony)| u64::from(testimony.owner.pid) == client) {
+        if self.told().iter().any(|(_, testimony)| testimony.owner.pid.map(u64::from) == Some(client)) {
             self.objects(|| format!("{number} has ended and left what it told of itself"));
         }
         let left = self.left(lock).into_iter().filter(|(_, data)| data == identifier.as_bytes()).count();

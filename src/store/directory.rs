@@ -30,10 +30,10 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::warn;
 
 pub use self::root::{Root, RootError};
-use crate::local::{Dir, Trouble, Watches, elsewhere, errno, kind};
+use crate::local::{Dir, Trouble, Watches, boot, elsewhere, errno, host, kind, taker};
 use crate::lock::{
-    AbsolutePath, Claim, Contender, Entry, Expected, FencingToken, Identifier, Lifetime, LockPath, NodeName, Place, Queue,
-    Reading, Removal, Sequence, Store, StoreError,
+    AbsolutePath, Claim, Contender, Entry, Expected, FencingToken, Identifier, Lifetime, LockPath, NodeName, Owner, Ownership,
+    Place, Queue, Reading, Removal, Sequence, Store, StoreError,
 };
 
 /// What the names of our own files begin with; nobody lists them.
@@ -215,21 +215,31 @@ impl Directory {
         let stat = fstat(&file).map_err(trouble)?;
         let mut identifier = Vec::new();
         Read::take(&file, Identifier::LONGEST as u64).read_to_end(&mut identifier).map_err(|error| trouble(errno(&error)))?;
-        let since = Duration::new(stat.st_mtime.try_into().unwrap_or(0), stat.st_mtime_nsec.try_into().unwrap_or(0));
-        Ok(Reading::There(Contender {
-            identifier: Identifier(identifier),
-            since: SystemTime::UNIX_EPOCH + since,
-            version: version(&stat),
-        }))
+        Ok(Reading::There(Contender { identifier: Identifier(identifier), since: modified(&stat), version: version(&stat) }))
+    }
+
+    fn ownership(dir: &Dir, name: &str) -> Result<Ownership, Trouble> {
+        let file = match Self::life(dir, name)? {
+            Life::Standing | Life::Missing => return Ok(Ownership::Unknown),
+            Life::Dead => return Ok(Ownership::Orphaned { owner: None, since: None }),
+            Life::Working(file) => file,
+        };
+        let stat = fstat(&file).map_err(|errno| dir.trouble("to look at", name, errno))?;
+        let started = modified(&stat);
+        Ok(Ownership::Owned(Owner { host: host(), boot: boot(), pid: taker(&file), started, command: String::new() }))
     }
 
     fn remove(dir: &Dir, name: &str, expected: Expected) -> Result<Removal, Trouble> {
         let Some(stat) = regular(dir, name)? else {
             return Ok(Removal::Missing);
         };
-        if let Expected::Version(expected) = expected
-            && expected != version(&stat)
-        {
+        let is_as_expected = match expected {
+            Expected::Anything => true,
+            Expected::Version(expected) => expected == version(&stat),
+            // Once it is dead it stays so.
+            Expected::Orphaned(expected) => expected == version(&stat) && matches!(Self::life(dir, name)?, Life::Dead),
+        };
+        if !is_as_expected {
             return Ok(Removal::Changed);
         }
         // The directory's mode may well allow it, but that is for coming and going.
@@ -312,6 +322,16 @@ impl Store for Directory {
                 readings.collect::<Result<_, _>>().map_err(|trouble| self.refused(trouble))
             }
             None => Ok(vec![Reading::Missing; names.len()]),
+        }
+    }
+
+    async fn owners(&self, lock: &LockPath, names: &[NodeName]) -> Result<Vec<Ownership>, StoreError> {
+        match self.find(lock)? {
+            Some(dir) => {
+                let owners = names.iter().map(|name| Self::ownership(&dir, name.as_str()));
+                owners.collect::<Result<_, _>>().map_err(|trouble| self.refused(trouble))
+            }
+            None => Ok(vec![Ownership::Unknown; names.len()]),
         }
     }
 
@@ -437,6 +457,11 @@ fn regular(dir: &Dir, name: &str) -> Result<Option<FileStat>, Trouble> {
         }
         stat => Ok(stat),
     }
+}
+
+fn modified(stat: &FileStat) -> SystemTime {
+    let since = Duration::new(stat.st_mtime.try_into().unwrap_or(0), stat.st_mtime_nsec.try_into().unwrap_or(0));
+    SystemTime::UNIX_EPOCH + since
 }
 
 /// Different after every change of what a contender says.

@@ -22,9 +22,9 @@ use self::bound::{Bound, Tie};
 use self::burial::Orphan;
 use self::entering::Entering;
 use self::link::Link;
-use self::owned::{Own, SideTree};
 #[cfg(test)]
 pub use self::owned::TESTIMONY;
+use self::owned::{Own, SideTree};
 use super::ensemble::{Ensemble, Failure, Node, Refusal, Session, Stat, Watched};
 use crate::lock::{
     AbsolutePath, Claim, Contender, Doubt, Entry, Expected, FencingToken, Identifier, Lifetime, Limit, LockPath, Loss,

@@ -1,5 +1,6 @@
 //! Suites that run the real binary against real servers, as one crate that links once.
 
+mod abandon;
 mod bench;
 mod bound;
 mod cli;
