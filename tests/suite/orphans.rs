@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+use zookeeper_client::{Acl, AuthId, Permission};
 
 use super::bench::{BINARY, Bench, HOLD, LIMIT, Run, kill_tree, on_every_store};
 use super::names::Old;
@@ -382,6 +383,23 @@ fn a_promise_is_kept_before_the_next_one_gets_in() {
     assert!(ended.contains("old") && !late.contains("old"), "{late}");
     new.signal(libc::SIGTERM);
     assert_eq!(new.end().died_of(), libc::SIGTERM);
+    assert!(bench.queue("/x").is_empty());
+}
+
+#[test]
+fn where_nobody_can_be_told_nobody_is_bound_by_a_promise() {
+    let bench = Bench::zookeeper();
+    bench.plant("/.syncd-spawn/stranger", "");
+    let side_tree = format!("{}/.syncd-spawn", bench.chroot());
+    bench.admin(async move |client| {
+        let acl = [Acl::new(Permission::READ | Permission::ADMIN, AuthId::new("world", "anyone"))];
+        client.set_acl(&side_tree, &acl, None).await
+    });
+    let holder = bench.hold(["--abandon-after", "1m", "-i", "mine", "-n", "/x"]).ready();
+    let rows = table(&bench, "/x");
+    assert!(rows[0].says("held", "mine", "-", "unknown"), "{rows:#?}");
+    let warning = format!("nobody can be told when {} is abandoned: it is kept until somebody releases it", rows[0].node);
+    assert!(holder.finish().good().stderr.contains(&warning));
     assert!(bench.queue("/x").is_empty());
 }
 
