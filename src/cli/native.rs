@@ -93,7 +93,7 @@ Examples:
 Exit status:
   the command's   it ran and ended by itself
   128+n           signal n ended the command, or us while we waited
-  0 / 1           lock, unlock, list, reap: done / no (no such lock, not yours)
+  0 / 1           lock, unlock, list, reap: done / no (no such lock, not yours, not dead)
   123             the lock was taken away while the command ran; the command was stopped
   124             not acquired in time (-E changes it)
   125             ours: bad usage, server unreachable or refused us, release failed

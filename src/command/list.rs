@@ -44,16 +44,13 @@ pub async fn list<S: Store>(
         Unless::Done(Err(error)) => return Err(error.into()),
         Unless::AskedToEnd(signal) => return Ok(exit::Result::Interrupted(signal)),
     };
-    let answer = match is_table {
-        true => {
-            let contenders = queue.contenders().iter().zip(readings).zip(&owners);
-            let rows = contenders.filter_map(|((name, reading), owner)| row(lock, &queue, name, reading, owner));
-            report::table(HEADER, rows.collect()).into_bytes()
-        }
-        false => {
-            let lines = queue.contenders().iter().zip(readings).flat_map(|(name, reading)| line(lock, name, reading, context));
-            lines.collect()
-        }
+    let answer = if is_table {
+        let contenders = queue.contenders().iter().zip(readings).zip(&owners);
+        let rows = contenders.filter_map(|((name, reading), owner)| row(lock, &queue, name, reading, owner));
+        report::table(HEADER, rows.collect()).into_bytes()
+    } else {
+        let contenders = queue.contenders().iter().zip(readings);
+        contenders.flat_map(|(name, reading)| line(lock, name, reading, context)).collect()
     };
     for stranger in queue.strangers() {
         warn!("{lock}/{stranger} is no contender: nobody waits for it");

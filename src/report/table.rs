@@ -34,8 +34,8 @@ mod tests {
         let rows = vec![row(["held", "it's é", "/x"]), row(["waiting", "", ""]), row(["", "\u{1b}[2J\n", "/a longer one"])];
         assert_eq!(
             table(["STATE", "ID", "NODE"], rows),
-            "STATE    ID            NODE\n\
-             held     it's é        /x\n\
+            "STATE    ID           NODE\n\
+             held     it's é       /x\n\
              waiting\n         \
              \\u{1b}[2J\\n  /a longer one\n"
         );

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use syncd_spawn::lock::{
     AbsolutePath, AcquireError, Claim, Contender, Entry, Expected, Happening, Identifier, Lifetime, Limit, LockPath, Loss,
-    Mode, NodeName, Patience, Place, Queue, Reading, Removal, Reports, Store, StoreError, acquire,
+    Mode, NodeName, Owner, Ownership, Patience, Place, Queue, Reading, Removal, Reports, Store, StoreError, acquire,
 };
 use syncd_spawn::store::{Directory, Memory, MemoryEnsemble, Root, Servers, ZooKeeper};
 use tokio::runtime::Builder;
@@ -138,6 +138,7 @@ promises! {
         an_identifier_is_read_as_the_bytes_that_were_given,
         what_is_read_comes_in_the_order_asked_and_what_has_vanished_is_missing,
         since_is_when_it_entered,
+        whoever_lives_is_owned_and_is_not_removed_as_an_orphan,
         gone_returns_at_once_where_there_is_no_node,
         gone_waits_while_the_node_is_there_and_returns_when_it_is_removed,
         everybody_who_waits_for_the_same_node_is_told,
@@ -356,6 +357,21 @@ async fn what_is_read_comes_in_the_order_asked_and_what_has_vanished_is_missing(
         .collect();
     assert_eq!(read, [4, 0, 2, 1, 0]);
     assert!(store.read(&lock, &[]).await.unwrap().is_empty());
+}
+
+async fn whoever_lives_is_owned_and_is_not_removed_as_an_orphan(site: &impl Site) {
+    let lock = LockPath::parse("/lock").unwrap();
+    let (owner, by_hand, other) = (site.open().await, site.open().await, site.open().await);
+    let us =
+        Owner { host: "h1".to_owned(), boot: String::new(), pid: Some(7), started: SystemTime::now(), command: String::new() };
+    let owned = enter(&owner, &lock, &claim(Mode::Read).owned_by(us)).await.name;
+    let raw = enter(&by_hand, &lock, &Claim::new(Mode::Read, Lifetime::Explicit, Identifier::default())).await.name;
+    let owners = other.owners(&lock, &[owned.clone(), raw, nobody()]).await.unwrap();
+    assert!(matches!(owners[..], [Ownership::Owned(_), Ownership::Unknown, Ownership::Unknown]), "{owners:?}");
+    let readings = other.read(&lock, std::slice::from_ref(&owned)).await.unwrap();
+    let [Reading::There(Contender { version, .. })] = readings[..] else { panic!("it is there") };
+    assert_eq!(other.leave(&lock, &owned, Expected::Orphaned(version)).await.unwrap(), Removal::Changed);
+    assert_eq!(other.contenders(&lock).await.unwrap().contenders().len(), 2);
 }
 
 async fn since_is_when_it_entered(site: &impl Site) {

@@ -16,6 +16,7 @@ mod judge;
 mod names;
 mod nemesis;
 mod old_bugs;
+mod orphans;
 mod outage;
 mod partition;
 mod proxy;
