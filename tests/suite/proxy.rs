@@ -10,20 +10,9 @@ use std::time::Duration;
 use syncd_spawn::store::Random;
 
 use super::bench::LIMIT;
+use super::wire::{self, Operation};
 
-/// Requests, by their numbers in ZooKeeper's protocol.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Request {
-    /// The first of a connection, which has no number of its own there.
-    Connect = -10,
-    Close = -11,
-    Create = 15,
-    Delete = 2,
-    Exists = 3,
-    Read = 4,
-    List = 8,
-    Sync = 9,
-}
+pub use super::wire::Request;
 
 /// What becomes of a request that is to be lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -186,8 +175,12 @@ impl Shared {
     }
 
     fn wait_until(&self, is_so: impl Fn(&State) -> bool) {
-        let waited = self.changed.wait_timeout_while(self.state(), LIMIT, |state| !is_so(state)).expect("not poisoned");
-        assert!(!waited.1.timed_out(), "the proxy has not seen it");
+        // The lock is free again before this fails: the drop needs it.
+        let is_late = {
+            let waited = self.changed.wait_timeout_while(self.state(), LIMIT, |state| !is_so(state)).expect("not poisoned");
+            waited.1.timed_out()
+        };
+        assert!(!is_late, "the proxy has not seen it");
     }
 
     /// Waits at a gate as long as it is shut; an error once the proxy is over.
@@ -264,7 +257,7 @@ impl Shared {
         let mut state = self.state();
         let (fate, ending) = match (doom, state.losses.last()) {
             (Some((_, fate, ending)), _) => (fate, ending),
-            (None, Some(&(request, fate))) if request as i32 == frame.kind() => {
+            (None, Some(&(request, fate))) if request.is_in(&frame.operations()) => {
                 state.losses.pop();
                 (fate, state.ending)
             }
@@ -338,8 +331,10 @@ impl Frame {
         self.number(4).unwrap_or(i32::MIN)
     }
 
-    fn kind(&self) -> i32 {
-        self.number(8).unwrap_or(Request::Connect as i32)
+    /// What it asks for, if it is a request.
+    fn operations(&self) -> Vec<Operation> {
+        let kind = self.number(8).unwrap_or(Request::Connect as i32);
+        wire::operations(kind, self.bytes.get(12..).unwrap_or_default())
     }
 }
 
