@@ -191,6 +191,7 @@ impl<E: Ensemble> Recipe<E> {
             self.tell_that_it_is_orphaned(session, name, testimony).await?;
             return Ok(Next::LookAfter(left.min(LOOK_AGAIN)));
         }
+        let _burying = self.burying.lock().await;
         match self.remove_with(session, lock, name, Expected::Orphaned(version), bound_to).await? {
             Removal::Removed => {
                 self.orphan.take();
