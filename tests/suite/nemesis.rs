@@ -291,7 +291,12 @@ fn a_server_that_is_killed_at_any_step_of_a_run_breaks_no_promise() {
         let plan = arena.calm_plan("wlock");
         let run = arena.start(&arena.bench.through(&proxy.address()), &plan);
         proxy.loses(1);
-        let holder = if marks == 1 { Some(holder) } else { drop(holder.finish().good()); None };
+        let holder = if marks == 1 {
+            Some(holder)
+        } else {
+            drop(holder.finish().good());
+            None
+        };
         proxy.loses(marks);
         server.kill();
         assert!(server.restart());

@@ -65,6 +65,10 @@ struct State {
     /// By direction.
     is_blackhole: [bool; 2],
     delay: [Duration; 2],
+    /// The kinds of what was asked for.
+    flights: Vec<Vec<i32>>,
+    /// Whether nothing was asked for since the last answer.
+    is_answered: bool,
     is_over: bool,
 }
 
@@ -105,6 +109,8 @@ impl Proxy {
             accepted: 0,
             is_blackhole: [false; 2],
             delay: [Duration::ZERO; 2],
+            flights: Vec::new(),
+            is_answered: true,
             is_over: false,
         };
         let shared = Arc::new(Shared { upstream: upstream.to_owned(), state: Mutex::new(state), changed: Condvar::default() });
@@ -129,6 +135,17 @@ impl Proxy {
     /// How many requests were lost so far.
     pub fn lost(&self) -> usize {
         self.shared.state().lost
+    }
+
+    /// The kinds of the requests, each time those that left before an answer came; but for what only keeps a session alive, or
+    /// wakes a server up that keeps an answer back.
+    pub fn flights(&self) -> Vec<Vec<i32>> {
+        self.shared.state().flights.clone()
+    }
+
+    /// Waits until this was asked for, and answered, and nothing after it.
+    pub fn answers(&self, flight: &[i32]) {
+        self.shared.wait_until(|state| state.is_answered && state.flights.last().is_some_and(|last| last == flight));
     }
 
     /// Waits until so many requests were lost.
@@ -230,7 +247,10 @@ impl Shared {
         for number in 0.. {
             let frame = Frame::read(&client, number == 0)?;
             // Whatever comes gets an answer moving that was held back.
-            self.change(|_| *connection.held_back.lock().expect("not poisoned") = None);
+            self.change(|state| {
+                *connection.held_back.lock().expect("not poisoned") = None;
+                state.note(&frame);
+            });
             let (fate, ending) = self.fate_of(&frame, connection.doom.filter(|(at, ..)| *at == number));
             match fate {
                 Fate::Spared => {}
@@ -278,11 +298,27 @@ impl Shared {
             let is_held_back = || *connection.held_back.lock().expect("not poisoned") == Some(frame.xid());
             drop(self.wait_while(|state| state.accepted == accepted && is_held_back())?);
             self.pass(Direction::ToClient)?;
+            self.change(|state| state.is_answered = true);
             match connection.client.lock().expect("not poisoned").as_mut() {
                 Some(client) => client.write_all(&frame.bytes)?,
                 None => return Ok(()),
             }
         }
+    }
+}
+
+impl State {
+    /// Writes down that it was asked for.
+    fn note(&mut self, request: &Frame) {
+        const PING: i32 = 11;
+        let wakes = |operation: &Operation| operation.is(Request::Exists) && operation.path == "/";
+        if request.kind() == PING || request.operations().iter().any(wakes) {
+            return;
+        }
+        if std::mem::take(&mut self.is_answered) {
+            self.flights.push(Vec::new());
+        }
+        self.flights.last_mut().expect("one has begun").push(request.kind());
     }
 }
 
@@ -331,10 +367,13 @@ impl Frame {
         self.number(4).unwrap_or(i32::MIN)
     }
 
+    fn kind(&self) -> i32 {
+        self.number(8).unwrap_or(Request::Connect as i32)
+    }
+
     /// What it asks for, if it is a request.
     fn operations(&self) -> Vec<Operation> {
-        let kind = self.number(8).unwrap_or(Request::Connect as i32);
-        wire::operations(kind, self.bytes.get(12..).unwrap_or_default())
+        wire::operations(self.kind(), self.bytes.get(12..).unwrap_or_default())
     }
 }
 

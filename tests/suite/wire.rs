@@ -46,8 +46,7 @@ pub struct Operation {
 impl Operation {
     /// Of a request of this number, which all begin with a path that are of interest.
     fn read(kind: i32, body: &mut Body<'_>) -> Option<Operation> {
-        let mut operation =
-            Operation { kind, path: String::new(), version: 0, is_ephemeral: false, is_sequential: false };
+        let mut operation = Operation { kind, path: String::new(), version: 0, is_ephemeral: false, is_sequential: false };
         let has_path = [Request::Delete, Request::Exists, Request::Read, Request::Mark, Request::List, Request::Sync];
         let creates = [CREATE, Request::Create as i32].contains(&kind);
         if creates || kind == CHECK || has_path.iter().any(|request| *request as i32 == kind) {
