@@ -15,6 +15,7 @@ use std::future::{Future, pending};
 use std::rc::Rc;
 use std::time::Duration;
 
+use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::info;
 
@@ -54,6 +55,8 @@ pub struct Recipe<E: Ensemble> {
     first_look: RefCell<Option<Vec<String>>>,
     has_forgotten_the_removed: Cell<bool>,
     orphan: RefCell<Option<Orphan>>,
+    /// Locked while one is removed.
+    burying: Mutex<()>,
 }
 
 struct Loose {
@@ -86,6 +89,7 @@ impl<E: Ensemble> Recipe<E> {
             first_look: RefCell::default(),
             has_forgotten_the_removed: Cell::default(),
             orphan: RefCell::default(),
+            burying: Mutex::default(),
         };
         let is_connected = match limit {
             Limit::Once(until) => timeout_at(until, store.link.connect_once()).await.unwrap_or_default(),
@@ -347,7 +351,12 @@ impl<E: Ensemble> Store for Recipe<E> {
             let session = self.link.session().await;
             let outcome = tokio::select! {
                 biased;
-                watched = self.watch(&session, &path) => watched,
+                watched = async {
+                    let watched = self.watch(&session, &path).await;
+                    // If it is our doing, the answer comes after the event, and there is something to say.
+                    drop(self.burying.lock().await);
+                    watched
+                } => watched,
                 looked = self.look_now_and_then(&session, &path) => looked.map(|()| Watched::Gone),
                 tended = self.tend(&session, lock, name, is_ours) => tended,
             };

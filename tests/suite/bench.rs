@@ -10,6 +10,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use syncd_spawn::lock::SIDE_TREE;
 use tempfile::TempDir;
 use uuid::Uuid;
 use zookeeper_client::{Acls, Client, CreateMode};
@@ -207,7 +208,32 @@ impl Bench {
         self.admin(async move |client| client.get_data(&path).await.map(|(data, _)| data))
     }
 
-    /// Everything below the chroot.
+    /// What is kept beside the locks about their contenders: a marker each, and what its owner says of itself.
+    pub fn side_tree(&self) -> Vec<String> {
+        self.queue(&format!("/{SIDE_TREE}"))
+    }
+
+    /// Makes the place for that, so that nobody has to make it first.
+    pub fn plant_side_tree(&self) {
+        self.plant(&format!("/{SIDE_TREE}"), "");
+    }
+
+    /// Waits until nothing is kept there of anybody: a marker goes with its session, at the latest when that expires.
+    pub fn forgets(&self) {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let left = self.side_tree();
+            let told: Vec<_> = left.iter().filter(|name| name.contains('.')).collect();
+            assert!(told.is_empty(), "nobody is left, but this is: {told:?}");
+            if left.is_empty() {
+                return;
+            }
+            assert!(Instant::now() < deadline, "nobody is left, but this is: {left:?}");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Everything below the chroot, but for the empty directory that is kept beside the locks.
     pub fn tree(&self) -> Vec<String> {
         if let Some(root) = self.file("") {
             let (mut found, mut next) = (Vec::new(), vec![String::new()]);
@@ -222,7 +248,9 @@ impl Bench {
         self.admin(async move |client| {
             let (mut found, mut next) = (Vec::new(), vec![root.clone()]);
             while let Some(path) = next.pop() {
+                let is_side_tree = path.ends_with(&format!("/{SIDE_TREE}"));
                 match client.list_children(&path).await {
+                    Ok(names) if names.is_empty() && is_side_tree => continue,
                     Ok(names) => next.extend(names.iter().map(|name| format!("{path}/{name}"))),
                     Err(zookeeper_client::Error::NoNode) => continue,
                     Err(error) => return Err(error),

@@ -17,6 +17,7 @@ pub fn python(kazoo: &str) -> PathBuf {
     python
 }
 
+/// Kazoo's own recipes, by hand.
 pub fn peer(kazoo: &str, bench: &Bench, arguments: &[&str]) -> Run {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kazoo_peer.py");
     let mut words = vec![script.to_str().unwrap(), bench.servers(), bench.chroot()];
@@ -45,6 +46,7 @@ with_every_kazoo!(
     each_lists_the_others_nodes,
     each_releases_the_others_nodes,
     who_waits_behind_kazoo_clears_away_the_dead_in_front_of_it,
+    whoever_says_that_it_waits_or_holds_is_listed_and_released_as_ever,
 );
 
 const KINDS: [&str; 3] = ["lock", "rlock", "wlock"];
@@ -153,6 +155,42 @@ fn who_waits_behind_kazoo_clears_away_the_dead_in_front_of_it(kazoo: Peer<'_>) {
     kazoos.finish().good();
     ours.ready().finish().good();
     assert!(bench.queue("/dead").is_empty());
+}
+
+fn whoever_says_that_it_waits_or_holds_is_listed_and_released_as_ever(kazoo: Peer<'_>) {
+    let bench = Bench::zookeeper();
+    let ours = |identifier| ["-n", "/said", "-l", "wlock", "-i", identifier];
+    let held = kazoo(&bench, &["hold", "wlock", "/said", "kazoo's"]).ready();
+    let first = bench.hold(ours("first")).waits();
+    let second = bench.hold(ours("second")).waits();
+    let kazoos = kazoo(&bench, &["hold", "wlock", "/said", "kazoo's again"]);
+    let queue = bench.queue_reaches("/said", 4);
+    let names = || queue.iter().map(|name| format!("/said/{name}"));
+    let listed = |who: &[&str]| {
+        assert_eq!(kazoo(&bench, &["contenders", "/said"]).finish().good().stdout(), who.join("\n") + "\n");
+        let ours = bench.run(["list", "/said"]).good();
+        let behind = names().skip(4 - who.len());
+        let lines: Vec<_> = who.iter().zip(behind).map(|(who, node)| format!("'{who}' {node}\n")).collect();
+        assert_eq!(ours.stdout(), lines.concat());
+    };
+    listed(&["kazoo's", "first", "second", "kazoo's again"]);
+    held.finish().good();
+    let first = first.ready();
+    listed(&["first", "second", "kazoo's again"]);
+    // Released by the other while it holds, and then while it waits.
+    kazoo(&bench, &["release", &names().nth(1).unwrap()]).finish().good();
+    first.end().failed(123, "was removed while the command runs");
+    let second = second.ready();
+    listed(&["second", "kazoo's again"]);
+    assert_eq!(kazoos.stdout(), "");
+    let third = bench.hold(ours("third")).waits();
+    kazoo(&bench, &["release", &format!("/said/{}", bench.queue("/said")[2])]).finish().good();
+    third.warns("was removed while we waited: queueing again at the end");
+    second.finish().good();
+    kazoos.ready().finish().good();
+    third.ready().finish().good();
+    assert!(bench.queue("/said").is_empty());
+    bench.forgets();
 }
 
 /// Under the default chroot, where everybody's locks are who says nothing else.

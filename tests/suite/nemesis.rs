@@ -229,6 +229,7 @@ impl Arena {
         let objections = judge::objections(&log, &outcomes);
         assert!(objections.is_empty(), "{}\n{log}", objections.join("\n"));
         self.bench.queue_reaches(LOCK, 0);
+        self.bench.forgets();
     }
 }
 
@@ -273,16 +274,34 @@ fn a_server_that_is_killed_at_any_step_of_a_run_breaks_no_promise() {
     let mut server = Server::start("");
     let arena = Arena::new(&server.address());
     let (connect, close) = (Request::Connect, Request::Close);
-    // The first create is that of a directory.
-    let creates = [Request::Create; 3];
-    let deletes = [Request::Delete; 2];
-    for request in [connect].into_iter().chain(creates).chain(deletes).chain([close]) {
+    let (creates, looks, deletes) = ([Request::Create; 3], [Request::Exists; 2], [Request::Delete; 2]);
+    for request in [connect].into_iter().chain(creates).chain(looks).chain(deletes).chain([close]) {
         let proxy = Proxy::start(&server.address(), &[(request, Fate::Spared)]);
         let plan = arena.calm_plan("wlock");
         let run = arena.start(&arena.bench.through(&proxy.address()), &plan);
         proxy.loses(1);
         server.kill();
         assert!(server.restart());
+        arena.ended(plan, run.end());
+        assert_eq!(arena.bench.queue(LOCK), Vec::<String>::new());
+    }
+    // While one says that it waits, and while it says that it holds.
+    for marks in 1..=2 {
+        let holder = arena.bench.hold(["-n", LOCK]).ready();
+        let proxy = Proxy::start(&server.address(), &vec![(Request::Mark, Fate::Spared); marks]);
+        let plan = arena.calm_plan("wlock");
+        let run = arena.start(&arena.bench.through(&proxy.address()), &plan);
+        proxy.loses(1);
+        let holder = if marks == 1 {
+            Some(holder)
+        } else {
+            drop(holder.finish().good());
+            None
+        };
+        proxy.loses(marks);
+        server.kill();
+        assert!(server.restart());
+        holder.map(|holder| holder.finish().good());
         arena.ended(plan, run.end());
         assert_eq!(arena.bench.queue(LOCK), Vec::<String>::new());
     }
@@ -325,24 +344,49 @@ fn a_server_that_is_stopped_for_longer_than_sessions_last_breaks_no_promise() {
 }
 
 #[test]
-fn a_waiter_that_is_stopped_for_longer_than_its_session_lasts_keeps_its_place() {
+fn a_waiter_that_is_stopped_for_longer_than_its_session_lasts_keeps_its_place_if_nobody_wants_it() {
     let server = Server::start(SHORTER);
     let bench = Bench::on(&server.address());
     let holder = bench.hold(["-n", "/place"]).ready();
     let stopped = bench.hold(["-n", "/place"]).waits();
-    let behind = bench.hold(["-n", "/place", "-l", "rlock", "-p", "100ms"]).waits();
     let queue = bench.queue("/place");
     stopped.signal(libc::SIGSTOP);
     expire(&server, 1);
     holder.finish().good();
-    waits_on(&behind);
-    assert_eq!((bench.queue("/place"), behind.stdout()), (queue[1..].to_vec(), String::new()));
+    assert_eq!(bench.queue("/place"), queue[1..]);
     stopped.signal(libc::SIGCONT);
     let stopped = stopped.ready();
-    assert_eq!((bench.queue("/place"), behind.stdout()), (queue[1..].to_vec(), String::new()));
+    let behind = bench.hold(["-n", "/place"]).waits();
+    assert_eq!((bench.queue("/place").len(), &bench.queue("/place")[0]), (2, &queue[1]));
     stopped.finish().good();
     behind.ready().finish().good();
     assert!(bench.queue("/place").is_empty());
+    bench.forgets();
+}
+
+#[test]
+fn a_waiter_that_is_stopped_for_longer_than_its_session_lasts_loses_its_place_and_queues_again() {
+    let server = Server::start(SHORTER);
+    let bench = Bench::on(&server.address());
+    let holder = bench.hold(["-n", "/place"]).ready();
+    let stopped = bench.hold(["-n", "/place"]).waits();
+    let behind = bench.hold(["-n", "/place", "-l", "rlock"]).waits();
+    let queue = bench.queue("/place");
+    stopped.signal(libc::SIGSTOP);
+    expire(&server, 1);
+    bench.queue_reaches("/place", 2);
+    assert_eq!(bench.queue("/place"), [queue[0].as_str(), &queue[2]]);
+    holder.finish().good();
+    let behind = behind.ready();
+    stopped.signal(libc::SIGCONT);
+    stopped.warns(&format!("/place/{} was removed", queue[1]));
+    let again = bench.queue_reaches("/place", 2);
+    assert!(again[0] == queue[2] && !queue.contains(&again[1]), "{again:?} after {queue:?}");
+    assert_eq!(stopped.stdout(), "");
+    behind.finish().good();
+    stopped.ready().finish().good();
+    assert!(bench.queue("/place").is_empty());
+    bench.forgets();
 }
 
 #[test]
@@ -373,6 +417,7 @@ fn a_contender_whose_session_expires_while_its_create_is_in_doubt_stands_in_the_
     let arena = Arena::new(&server.address());
     let stranger = format!("{LOCK}/stranger");
     arena.bench.plant(&stranger, "");
+    arena.bench.plant_side_tree();
     for (number, fate) in (1..).zip([Fate::Unanswered, Fate::Eaten]) {
         // Not heard again before it is stopped.
         let mut losses = vec![(Request::Create, fate)];
@@ -533,8 +578,9 @@ fn servers_without_a_majority_for_a_while_break_no_promise() {
 fn a_contender_whose_create_is_under_way_while_it_moves_stands_in_the_queue_once() {
     let ensemble = Ensemble::relayed();
     let arena = Arena::new(&ensemble.servers());
-    // The directory is there, so the first create is the contender's.
+    // The directories are there, so the first create is the contender's.
     arena.bench.plant(&format!("{LOCK}/stranger"), "");
+    arena.bench.plant_side_tree();
     let leader = ensemble.leader();
     let (one, other) = (&ensemble.members()[(leader + 1) % 3], &ensemble.members()[(leader + 2) % 3]);
     for delay in [200, 600] {
@@ -578,6 +624,7 @@ fn a_create_that_is_stuck_in_a_slow_server_never_lands_after_the_contender_has_m
     let arena = Arena::new(&ensemble.servers());
     let stranger = format!("{LOCK}/stranger");
     arena.bench.plant(&stranger, "");
+    arena.bench.plant_side_tree();
     let leader = ensemble.leader();
     let (slow, other) = (&ensemble.members()[(leader + 1) % 3], &ensemble.members()[(leader + 2) % 3]);
     let mut runs = Vec::new();

@@ -131,6 +131,14 @@ fn a_waiter_is_woken_by_what_happened_while_it_was_cut_off() {
     assert!(bench.queue("/woken").is_empty());
 }
 
+/// A place where the directories are there, so that the first create is a contender's.
+fn with_a_stranger(lock: &str) -> Bench {
+    let bench = Bench::zookeeper();
+    bench.plant(&format!("{lock}/stranger"), "");
+    bench.plant_side_tree();
+    bench
+}
+
 #[test]
 fn a_lost_request_or_reply_makes_neither_two_nodes_nor_leaves_one() {
     let mut table: Vec<Vec<(Request, Fate)>> = Vec::new();
@@ -138,9 +146,13 @@ fn a_lost_request_or_reply_makes_neither_two_nodes_nor_leaves_one() {
         for request in [Request::Connect, Request::Create, Request::List, Request::Exists, Request::Delete, Request::Close] {
             table.push(vec![(request, fate)]);
         }
-        // The barrier before the look for the node that may have been made.
+        // The watch, which comes after the look at the own node.
+        table.push(vec![(Request::Exists, Fate::Spared), (Request::Exists, fate)]);
+        // What is asked for again, and refused because it was done.
+        table.push(vec![(Request::Create, Fate::Unanswered), (Request::Create, fate)]);
+        // The barrier of the session that is resumed, and that before the look for the node that was made.
         table.push(vec![(Request::Create, Fate::Unanswered), (Request::Sync, fate)]);
-        table.push(vec![(Request::Create, Fate::Eaten), (Request::Sync, Fate::Spared), (Request::Sync, fate)]);
+        table.push(vec![(Request::Create, Fate::Unanswered), (Request::Sync, Fate::Spared), (Request::Sync, fate)]);
     }
     table.push(vec![
         (Request::Create, Fate::Eaten),
@@ -148,11 +160,10 @@ fn a_lost_request_or_reply_makes_neither_two_nodes_nor_leaves_one() {
         (Request::Delete, Fate::Eaten),
         (Request::Delete, Fate::Unanswered),
     ]);
+    let mut benches = Vec::new();
     for ending in [Ending::Fin, Ending::Reset] {
         for losses in &table {
-            let bench = Bench::zookeeper();
-            // The directory is there, so the first create is the contender's.
-            bench.plant("/once/stranger", "");
+            let bench = with_a_stranger("/once");
             let proxy = Proxy::start_with(bench.servers(), losses, ending);
             let through = bench.through(&proxy.address());
             let run = through.hold(["-n", "/once"]).ready();
@@ -164,6 +175,34 @@ fn a_lost_request_or_reply_makes_neither_two_nodes_nor_leaves_one() {
             assert_eq!(ended.stdout(), "ready\n", "{losses:?} {ending:?}");
             assert_eq!(bench.queue("/once"), ["stranger"], "{losses:?} {ending:?}");
             assert_eq!(proxy.lost(), losses.len(), "{losses:?} {ending:?}");
+            benches.push(bench);
+        }
+    }
+    // A session whose end was lost has to expire.
+    benches.iter().for_each(Bench::forgets);
+}
+
+#[test]
+fn a_lost_request_or_reply_of_a_lock_without_an_owner_makes_neither_two_nodes_nor_none() {
+    let mut table: Vec<Vec<(Request, Fate)>> = Vec::new();
+    for fate in [Fate::Unanswered, Fate::Eaten] {
+        for request in [Request::Connect, Request::Create, Request::List, Request::Close] {
+            table.push(vec![(request, fate)]);
+        }
+        // The barrier before the look for the node that may have been made.
+        table.push(vec![(Request::Create, Fate::Unanswered), (Request::Sync, fate)]);
+        table.push(vec![(Request::Create, Fate::Eaten), (Request::Sync, Fate::Spared), (Request::Sync, fate)]);
+    }
+    table.push(vec![(Request::Create, Fate::Eaten), (Request::Create, Fate::Unanswered)]);
+    for ending in [Ending::Fin, Ending::Reset] {
+        for losses in &table {
+            let bench = with_a_stranger("/once");
+            let proxy = Proxy::start_with(bench.servers(), losses, ending);
+            let ended = bench.through(&proxy.address()).run(["lock", "/once"]).good();
+            assert_eq!(bench.queue("/once").len(), 2, "ours and the stranger: {losses:?} {ending:?}");
+            assert_eq!(proxy.lost(), losses.len(), "{losses:?} {ending:?}");
+            bench.run(["unlock", ended.stdout().trim_end()]).good();
+            assert_eq!((bench.queue("/once"), bench.side_tree()), (vec!["stranger".to_owned()], Vec::new()));
         }
     }
 }
@@ -174,17 +213,20 @@ fn a_signal_right_after_a_lost_create_leaves_nothing() {
         for _ in 0..10 {
             let bench = Bench::zookeeper();
             let holder = bench.hold(["-n", "/term"]).ready();
-            let proxy = Proxy::start(bench.servers(), &[(Request::Create, fate)]);
-            let run = bench.through(&proxy.address()).start(["-n", "/term", "echo", "ran"]);
-            let deadline = Instant::now() + super::bench::LIMIT;
-            while proxy.lost() == 0 {
-                assert!(Instant::now() < deadline);
+            for arguments in [&["-n", "/term", "echo", "ran"][..], &["lock", "/term"]] {
+                let proxy = Proxy::start(bench.servers(), &[(Request::Create, fate)]);
+                let run = bench.through(&proxy.address()).start(arguments.iter().copied());
+                let deadline = Instant::now() + super::bench::LIMIT;
+                while proxy.lost() == 0 {
+                    assert!(Instant::now() < deadline);
+                }
+                run.signal(libc::SIGTERM);
+                let ended = run.end();
+                assert_eq!((ended.died_of(), ended.stdout()), (libc::SIGTERM, ""));
+                assert_eq!(bench.queue("/term").len(), 1);
             }
-            run.signal(libc::SIGTERM);
-            let ended = run.end();
-            assert_eq!((ended.died_of(), ended.stdout()), (libc::SIGTERM, ""));
-            assert_eq!(bench.queue("/term").len(), 1);
             holder.finish().good();
+            bench.forgets();
         }
     }
 }
@@ -202,7 +244,7 @@ fn a_place_that_was_found_again_is_named_when_it_cannot_be_settled() {
         (Request::Sync, Fate::Blackhole(Direction::ToServer)),
     ];
     let proxy = Proxy::start(bench.servers(), &losses);
-    let run = bench.through(&proxy.address()).start(["--release-timeout", "1s", "-n", "/named", "echo", "ran"]);
+    let run = bench.through(&proxy.address()).start(["--release-timeout", "1s", "lock", "/named"]);
     let deadline = Instant::now() + super::bench::LIMIT;
     while proxy.lost() < losses.len() {
         assert!(Instant::now() < deadline, "{}", run.stderr());

@@ -16,10 +16,11 @@ const BOUNDED: Duration = Duration::from_secs(40);
 /// Says `ready`, and ends well once it is given a line.
 const READ: [&str; 4] = ["--", "sh", "-c", "echo ready; read line"];
 
-/// A lock's queue with nobody in it, whose directory is there: the first create is the contender's.
+/// A lock's queue with nobody in it, whose directories are there: the first create is the contender's.
 fn with_a_stranger() -> Bench {
     let bench = Bench::zookeeper();
     bench.plant("/lock/stranger", "");
+    bench.plant_side_tree();
     bench
 }
 

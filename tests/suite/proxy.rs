@@ -10,20 +10,9 @@ use std::time::Duration;
 use syncd_spawn::store::Random;
 
 use super::bench::LIMIT;
+use super::wire::{self, Operation};
 
-/// Requests, by their numbers in ZooKeeper's protocol.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Request {
-    /// The first of a connection, which has no number of its own there.
-    Connect = -10,
-    Close = -11,
-    Create = 15,
-    Delete = 2,
-    Exists = 3,
-    Read = 4,
-    List = 8,
-    Sync = 9,
-}
+pub use super::wire::Request;
 
 /// What becomes of a request that is to be lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +65,10 @@ struct State {
     /// By direction.
     is_blackhole: [bool; 2],
     delay: [Duration; 2],
+    /// The kinds of what was asked for.
+    flights: Vec<Vec<i32>>,
+    /// Whether nothing was asked for since the last answer.
+    is_answered: bool,
     is_over: bool,
 }
 
@@ -116,6 +109,8 @@ impl Proxy {
             accepted: 0,
             is_blackhole: [false; 2],
             delay: [Duration::ZERO; 2],
+            flights: Vec::new(),
+            is_answered: true,
             is_over: false,
         };
         let shared = Arc::new(Shared { upstream: upstream.to_owned(), state: Mutex::new(state), changed: Condvar::default() });
@@ -140,6 +135,17 @@ impl Proxy {
     /// How many requests were lost so far.
     pub fn lost(&self) -> usize {
         self.shared.state().lost
+    }
+
+    /// The kinds of the requests, each time those that left before an answer came; but for what only keeps a session alive, or
+    /// wakes a server up that keeps an answer back.
+    pub fn flights(&self) -> Vec<Vec<i32>> {
+        self.shared.state().flights.clone()
+    }
+
+    /// Waits until this was asked for, and answered, and nothing after it.
+    pub fn answers(&self, flight: &[i32]) {
+        self.shared.wait_until(|state| state.is_answered && state.flights.last().is_some_and(|last| last == flight));
     }
 
     /// Waits until so many requests were lost.
@@ -186,8 +192,12 @@ impl Shared {
     }
 
     fn wait_until(&self, is_so: impl Fn(&State) -> bool) {
-        let waited = self.changed.wait_timeout_while(self.state(), LIMIT, |state| !is_so(state)).expect("not poisoned");
-        assert!(!waited.1.timed_out(), "the proxy has not seen it");
+        // The lock is free again before this fails: the drop needs it.
+        let is_late = {
+            let waited = self.changed.wait_timeout_while(self.state(), LIMIT, |state| !is_so(state)).expect("not poisoned");
+            waited.1.timed_out()
+        };
+        assert!(!is_late, "the proxy has not seen it");
     }
 
     /// Waits at a gate as long as it is shut; an error once the proxy is over.
@@ -237,7 +247,10 @@ impl Shared {
         for number in 0.. {
             let frame = Frame::read(&client, number == 0)?;
             // Whatever comes gets an answer moving that was held back.
-            self.change(|_| *connection.held_back.lock().expect("not poisoned") = None);
+            self.change(|state| {
+                *connection.held_back.lock().expect("not poisoned") = None;
+                state.note(&frame);
+            });
             let (fate, ending) = self.fate_of(&frame, connection.doom.filter(|(at, ..)| *at == number));
             match fate {
                 Fate::Spared => {}
@@ -264,7 +277,7 @@ impl Shared {
         let mut state = self.state();
         let (fate, ending) = match (doom, state.losses.last()) {
             (Some((_, fate, ending)), _) => (fate, ending),
-            (None, Some(&(request, fate))) if request as i32 == frame.kind() => {
+            (None, Some(&(request, fate))) if request.is_in(&frame.operations()) => {
                 state.losses.pop();
                 (fate, state.ending)
             }
@@ -285,11 +298,27 @@ impl Shared {
             let is_held_back = || *connection.held_back.lock().expect("not poisoned") == Some(frame.xid());
             drop(self.wait_while(|state| state.accepted == accepted && is_held_back())?);
             self.pass(Direction::ToClient)?;
+            self.change(|state| state.is_answered = true);
             match connection.client.lock().expect("not poisoned").as_mut() {
                 Some(client) => client.write_all(&frame.bytes)?,
                 None => return Ok(()),
             }
         }
+    }
+}
+
+impl State {
+    /// Writes down that it was asked for.
+    fn note(&mut self, request: &Frame) {
+        const PING: i32 = 11;
+        let wakes = |operation: &Operation| operation.is(Request::Exists) && operation.path == "/";
+        if request.kind() == PING || request.operations().iter().any(wakes) {
+            return;
+        }
+        if std::mem::take(&mut self.is_answered) {
+            self.flights.push(Vec::new());
+        }
+        self.flights.last_mut().expect("one has begun").push(request.kind());
     }
 }
 
@@ -340,6 +369,11 @@ impl Frame {
 
     fn kind(&self) -> i32 {
         self.number(8).unwrap_or(Request::Connect as i32)
+    }
+
+    /// What it asks for, if it is a request.
+    fn operations(&self) -> Vec<Operation> {
+        wire::operations(self.kind(), self.bytes.get(12..).unwrap_or_default())
     }
 }
 

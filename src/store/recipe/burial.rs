@@ -191,15 +191,17 @@ impl<E: Ensemble> Recipe<E> {
             self.tell_that_it_is_orphaned(session, name, testimony).await?;
             return Ok(Next::LookAfter(left.min(LOOK_AGAIN)));
         }
-        // Said before, for we may hear of it by its watch sooner than by an answer.
-        let node = lock.node(name);
-        match bound_to {
-            None => info!("removing {node}: it waited, and nobody vouches for it any more"),
-            Some(_) => warn!("removing {node}: its owner was to stop its command by now, and nobody has vouched for it since"),
-        }
+        let _burying = self.burying.lock().await;
         match self.remove_with(session, lock, name, Expected::Orphaned(version), bound_to).await? {
             Removal::Removed => {
                 self.orphan.take();
+                let node = lock.node(name);
+                match bound_to {
+                    None => info!("removed {node}: it waited, and nobody vouches for it any more"),
+                    Some(_) => {
+                        warn!("removed {node}: its owner was to stop its command by now, and nobody has vouched for it since")
+                    }
+                }
                 Ok(Next::Gone)
             }
             Removal::Missing => Ok(Next::Gone),

@@ -11,7 +11,7 @@ use tracing::warn;
 use super::Recipe;
 use super::bound::Bound;
 use super::owned::{Outcome, Own, Part, SideTree, Vouched, lasting};
-use crate::lock::{Claim, Entry, FencingToken, Lifetime, LockPath, NodeName, Place, StoreError};
+use crate::lock::{Claim, Entry, Expected, FencingToken, Lifetime, LockPath, NodeName, Place, StoreError};
 use crate::planted::{Mistake, planted};
 use crate::store::ensemble::{Created, Ensemble, Failure, Refusal, Session, SessionId};
 
@@ -116,8 +116,10 @@ impl<'r, E: Ensemble> Entering<'r, E> {
             self.settle(session, unanswered).await?;
             return Ok(None);
         }
-        if self.end.is_some() && self.place.is_some() {
-            self.recipe.loosen(self.lock, self.claim.family());
+        if let (Some(_), Some(place)) = (&self.end, &self.place) {
+            // By its name: no look at the queue is needed for that, and there may be none to be had.
+            self.recipe.remove_once(&session, self.lock, &place.name, Expected::Anything).await?;
+            self.place = None;
         }
         let keep = self.place.as_ref().map(|place| &place.name).filter(|_| self.end.is_none());
         self.recipe.sweep(&session, self.lock, keep).await?;
