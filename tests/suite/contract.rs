@@ -160,6 +160,12 @@ fn claim(mode: Mode) -> Claim {
     Claim::new(mode, Lifetime::Spawned, Identifier::default())
 }
 
+/// The same of somebody who stands behind it.
+fn owned(mode: Mode) -> Claim {
+    let (host, boot, command) = ("some.host".to_owned(), "some boot".to_owned(), "some command".to_owned());
+    claim(mode).owned_by(Owner { host, boot, pid: Some(4711), started: SystemTime::UNIX_EPOCH, command })
+}
+
 fn nobody() -> NodeName {
     NodeName::parse(&format!("{}0000000000", claim(Mode::Lock).prefix())).unwrap()
 }
@@ -201,8 +207,7 @@ async fn whoever_enters_stands_at_the_end_once_and_the_directory_is_made(site: &
     let lock = path("/some/where/deep down");
     let mut expected = Vec::new();
     for mode in [Mode::Lock, Mode::Read, Mode::Write, Mode::Read, Mode::Lock, Mode::Write] {
-        for lifetime in [Lifetime::Explicit, Lifetime::Spawned] {
-            let claim = Claim { lifetime, ..claim(mode) };
+        for claim in [Claim { lifetime: Lifetime::Explicit, ..claim(mode) }, claim(mode), owned(mode)] {
             let store = if expected.len() % 3 == 0 { &theirs } else { &ours };
             let place = enter(store, &lock, &claim).await;
             assert!(place.name.as_str().starts_with(&claim.prefix()), "{}", place.name);
@@ -263,7 +268,8 @@ async fn whoever_gives_up_while_entering_is_in_or_has_left_nothing(site: &impl S
     let (store, other) = (site.open().await, site.open().await);
     let lock = path("/giving up");
     let polls = [0, 1, 2, 3, 5, 8, 20, 50, 100, 200, 400, 800, 1600, 3200, 6400];
-    for polls in polls.into_iter().chain(polls) {
+    let claims = [claim, owned];
+    for (polls, claim) in claims.into_iter().flat_map(|claim| polls.map(|polls| (polls, claim))) {
         let mut left = polls;
         let give_up = poll_fn(|context| {
             if left == 0 {

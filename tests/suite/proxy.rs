@@ -137,8 +137,8 @@ impl Proxy {
         self.shared.state().lost
     }
 
-    /// The kinds of the requests, each time those that left before an answer came; but for what only keeps a session alive, or
-    /// wakes a server up that keeps an answer back.
+    /// The kinds of the requests, each time those that left before an answer came; but for those that nobody waits for: they keep
+    /// a session alive, take a watch back, or wake a server up that keeps an answer back.
     pub fn flights(&self) -> Vec<Vec<i32>> {
         self.shared.state().flights.clone()
     }
@@ -311,8 +311,9 @@ impl State {
     /// Writes down that it was asked for.
     fn note(&mut self, request: &Frame) {
         const PING: i32 = 11;
+        const REMOVE_WATCHES: i32 = 18;
         let wakes = |operation: &Operation| operation.is(Request::Exists) && operation.path == "/";
-        if request.kind() == PING || request.operations().iter().any(wakes) {
+        if [PING, REMOVE_WATCHES].contains(&request.kind()) || request.operations().iter().any(wakes) {
             return;
         }
         if std::mem::take(&mut self.is_answered) {
