@@ -565,7 +565,9 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, Answe
         Some(Sub::Unlock { if_dead: false, nodes }) => {
             let nodes = nodes.into_iter().map(|suspect| match suspect {
                 Suspect::Node(node) => Ok(node),
-                Suspect::Lock(lock) => usage(format!("invalid value '{lock}' for '<NODE>...': {}", PathError::NoNode)),
+                Suspect::Lock(lock) => {
+                    usage(format!("invalid value '{lock}' for '<NODE>...': {} (--if-dead takes locks, too)", PathError::NoNode))
+                }
             });
             Action::Unlock { unlocking: Unlocking::Nodes(nodes.collect::<Result<_, _>>()?), identifier, wait }
         }

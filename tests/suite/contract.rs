@@ -367,11 +367,11 @@ async fn what_is_read_comes_in_the_order_asked_and_what_has_vanished_is_missing(
 
 async fn whoever_lives_is_owned_and_is_not_removed_as_an_orphan(site: &impl Site) {
     let lock = LockPath::parse("/lock").unwrap();
-    let (owner, by_hand, other) = (site.open().await, site.open().await, site.open().await);
+    let (first, second, other) = (site.open().await, site.open().await, site.open().await);
     let us =
         Owner { host: "h1".to_owned(), boot: String::new(), pid: Some(7), started: SystemTime::now(), command: String::new() };
-    let owned = enter(&owner, &lock, &claim(Mode::Read).owned_by(us)).await.name;
-    let raw = enter(&by_hand, &lock, &Claim::new(Mode::Read, Lifetime::Explicit, Identifier::default())).await.name;
+    let owned = enter(&first, &lock, &claim(Mode::Read).owned_by(us)).await.name;
+    let raw = enter(&second, &lock, &Claim::new(Mode::Read, Lifetime::Explicit, Identifier::default())).await.name;
     let owners = other.owners(&lock, &[owned.clone(), raw, nobody()]).await.unwrap();
     assert!(matches!(owners[..], [Ownership::Owned(_), Ownership::Unknown, Ownership::Unknown]), "{owners:?}");
     let readings = other.read(&lock, std::slice::from_ref(&owned)).await.unwrap();

@@ -211,8 +211,15 @@ fn a_host_that_never_comes_back_is_cleared_by_hand_and_not_while_its_marker_live
     assert_eq!(typed, format!("syncd-spawn -s {servers} -c {chroot} unlock --if-dead {node}"));
     bench.run(["unlock", "--if-dead", "-i", "another", &node]).failed(1, "belongs to 'gone'");
     assert!(!waiter.stdout().contains("ready"));
+    // Time and again that it is so, and once how to remove it.
+    let deadline = Instant::now() + LIMIT;
+    while waiter.stderr().matches(", whose owner").count() < 3 {
+        assert!(Instant::now() < deadline, "{}", waiter.stderr());
+        thread::sleep(Duration::from_millis(20));
+    }
     assert_eq!(type_in(&bench, program().path(), &typed).finish().good().stderr, "");
-    waiter.ready().finish().good();
+    let told = waiter.ready().finish().good().stderr;
+    assert_eq!(told.matches("hint: ").count(), 1, "{told}");
     bench.run(["unlock", "--if-dead", &node]).failed(1, &format!("no such lock: {node}"));
     assert!(bench.queue("/x").is_empty());
 }
