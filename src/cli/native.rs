@@ -321,8 +321,8 @@ struct SpawnOnly {
     /// waits does, once nobody has vouched for it for this long and some more: so it is for hosts that do not come back, such as
     /// pods. In exchange the command is stopped by then when no server can be reached: TERM, and KILL after --grace; the status is
     /// 123. It has to be twice as long as --grace and a second, and 5 s at least. When we are killed nobody but the kernel stops
-    /// the command (see --pdeathsig), so what that has started runs on, except where we are the first process of a container. With
-    /// file: nothing changes.
+    /// the command (see --pdeathsig; a set-user-ID one is spared), so what that has started runs on, except where we are the first
+    /// process of a container; and when we alone are stopped (a debugger, kill -STOP) nobody does. With file: nothing changes.
     #[arg(long, value_name = "DURATION", env = "SYNCD_SPAWN_ABANDON_AFTER", value_parser = values::positive_duration)]
     abandon_after: Option<Duration>,
     /// Whom signals are passed on to
@@ -399,10 +399,12 @@ impl SpawnOnly {
         let unpromised = if self.ephemeral { LifetimeChoice::Ephemeral } else { LifetimeChoice::Persistent };
         let Some(after) = self.abandon_after else { return Ok(unpromised) };
         let (on_lost, orphans) = (self.on_lost == OnLost::Ignore, self.orphans == Orphans::Leave);
+        let survives = self.pdeathsig != Some(libc::SIGKILL);
         let conflicts = [
             (self.ephemeral, "ephemeral", "--ephemeral", "a lock that goes with our session is not there any more by then"),
             (on_lost, "on_lost", "--on-lost=ignore", "a command that is not stopped makes it a promise that is not kept"),
             (orphans, "orphans", "--orphans=leave", "what is left running is stopped by nobody"),
+            (survives, "pdeathsig", "another --pdeathsig than KILL", "a command that outlives us is stopped by nobody"),
         ];
         if let Some((_, id, option, why)) = conflicts.into_iter().find(|(is_given, ..)| *is_given) {
             // A site's default gives way to what is typed.

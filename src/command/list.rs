@@ -91,8 +91,8 @@ fn row(lock: &LockPath, queue: &Queue, name: &NodeName, reading: Reading, owners
     };
     let (owner, text) = match ownership {
         Ownership::Owned(owner) => (Some(owner), "alive".to_owned()),
-        Ownership::Orphaned { owner, since: Some(since) } => (owner.as_ref(), format!("orphaned since {}", time(*since))),
-        Ownership::Orphaned { owner, since: None } => (owner.as_ref(), "orphaned".to_owned()),
+        Ownership::Orphaned { owner, since: Some(since), .. } => (owner.as_ref(), format!("orphaned since {}", time(*since))),
+        Ownership::Orphaned { owner, since: None, .. } => (owner.as_ref(), "orphaned".to_owned()),
         Ownership::Unknown => (None, "unknown".to_owned()),
     };
     let (host, pid) = match owner {
@@ -126,7 +126,8 @@ mod tests {
         let row = |at: usize, reading, ownership: &Ownership| {
             row(&lock, &queue, &queue.contenders()[at], reading, ownership).map(|row| row.join("|"))
         };
-        let (when, orphaned) = ("2018-07-25T17:09:52Z", |owner, since| Ownership::Orphaned { owner, since });
+        let (when, orphaned) =
+            ("2018-07-25T17:09:52Z", |owner, since| Ownership::Orphaned { owner, since, abandon_after: None });
         for (number, ownership, cells) in [
             (0, Ownership::Owned(owner.clone()), format!("held|it's\\n|h1|7|{when}|alive|/x/{}", names[0])),
             (1, Ownership::Unknown, format!("held|it's\\n|-|-|{when}|unknown|/x/{}", names[1])),

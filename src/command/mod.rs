@@ -339,14 +339,15 @@ fn tell(address: &Address, voice: &Voice, told: &mut Option<NodeName>, happening
             };
             // One that only waited is removed by whoever stands behind it.
             let is_in_the_way = !matches!(reading, Reading::There(contender) if Mark::of(contender.version) == Mark::Waiting);
-            let orphan = Some(*predecessor).filter(|_| is_in_the_way && matches!(ownership, Ownership::Orphaned { .. }));
+            let orphan = Some(*predecessor).filter(|_| is_in_the_way && is_for_an_operator(ownership));
             let whose = orphaned(ownership).map(|text| format!(", whose {text}")).unwrap_or_default();
             let hint = hint_once(address, voice, told, orphan.map(|name| lock.node(name)));
             warn!("Waiting to acquire lock {lock}: behind {who}{whose}, {ahead} in front{hint}");
         }
         Happening::Queued { lock, queue, readings, predecessor } => {
             voice.tell_queue(lock, queue, readings);
-            let orphan = predecessor.and_then(|(name, ownership)| Some((lock.node(name), orphaned(ownership)?)));
+            let orphan = predecessor.filter(|(_, ownership)| is_for_an_operator(ownership));
+            let orphan = orphan.and_then(|(name, ownership)| Some((lock.node(name), orphaned(ownership)?)));
             let hint = hint_once(address, voice, told, orphan.as_ref().map(|(node, _)| node.clone()));
             if let Some((node, text)) = orphan.filter(|_| !hint.is_empty()) {
                 warn!("{}: its {text}{hint}", voice.path(&node));
@@ -370,10 +371,16 @@ fn tell(address: &Address, voice: &Voice, told: &mut Option<NodeName>, happening
 
 /// What is said of who stands behind an orphan.
 fn orphaned(ownership: &Ownership) -> Option<String> {
-    let Ownership::Orphaned { owner, since } = ownership else { return None };
+    let Ownership::Orphaned { owner, since, abandon_after } = ownership else { return None };
     let owner = owner.as_ref().map(|owner| format!(" ({owner})")).unwrap_or_default();
     let since = since.map(|since| format!(" since {}", humantime::format_rfc3339_seconds(since.max(SystemTime::UNIX_EPOCH))));
-    Some(format!("owner{owner} is dead or cut off{}", since.unwrap_or_default()))
+    let promise = abandon_after.map(|time| format!(" and stops its command within {}", humantime::format_duration(time)));
+    Some(format!("owner{owner} is dead or cut off{}{}", since.unwrap_or_default(), promise.unwrap_or_default()))
+}
+
+/// Who has promised to stop is removed by whoever stands behind it, and not before it has.
+fn is_for_an_operator(ownership: &Ownership) -> bool {
+    matches!(ownership, Ownership::Orphaned { abandon_after: None, .. })
 }
 
 /// How an orphan is removed, if that was not said of it yet.
@@ -422,7 +429,7 @@ mod tests {
     fn an_orphan_is_told_with_what_is_known_of_its_owner() {
         let since = SystemTime::UNIX_EPOCH + Duration::from_secs(1_532_538_592);
         let owner = Owner { host: "h1".to_owned(), boot: String::new(), pid: Some(7), started: since, command: String::new() };
-        let orphan = |owner, since| orphaned(&Ownership::Orphaned { owner, since });
+        let orphan = |owner, since| orphaned(&Ownership::Orphaned { owner, since, abandon_after: None });
         assert_eq!(orphan(None, None).unwrap(), "owner is dead or cut off");
         let text = "owner (pid 7 on h1) is dead or cut off since 2018-07-25T17:09:52Z";
         assert_eq!(orphan(Some(owner.clone()), Some(since)).unwrap(), text);

@@ -146,8 +146,8 @@ impl Listings {
 ///
 /// # Cancellation
 /// May be dropped: what was not done is left to somebody else.
-async fn clear<S: Store>(
-    store: &S,
+async fn clear(
+    store: &ZooKeeper,
     dead: Dead,
     listings: &mut Listings,
     removed: &mut Vec<NodePath>,
@@ -178,7 +178,12 @@ async fn clear<S: Store>(
         }),
     };
     is_removing.set(false);
-    struck.map_err(|trouble| trouble.to_string())
+    let age = struck.map_err(|trouble| trouble.to_string())?;
+    if let (false, Age::Over) = (is_found, age) {
+        // Somebody may have removed the node who knows nothing of what its owner told of itself.
+        store.forget(family.as_str()).await.map_err(|error| error.to_string())?;
+    }
+    Ok(age)
 }
 
 /// Looks at entries; those that are wanted and dead come with their flock.

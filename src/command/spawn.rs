@@ -109,7 +109,7 @@ impl Manner {
 /// Permits the command to run as long as the lock is ours.
 ///
 /// # Cancellation
-/// Only reads, so it may be dropped; that is the only end it has.
+/// May be dropped; that is the only end it has.
 async fn watch_over<S: Store>(store: &S, node: &NodePath, manner: &Manner, permit: &watch::Sender<Permission>) -> Infallible {
     let mut tell = |doubt| match (doubt, manner.on_lost) {
         (Doubt::Arisen | Doubt::Dispelled, OnLost::Ignore) => {}

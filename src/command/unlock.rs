@@ -137,7 +137,7 @@ impl<S: Store> Unlock<'_, '_, S> {
                     "{node}: nothing tells whether its owner lives; unlock without --if-dead removes it"
                 )));
             }
-            Ownership::Orphaned { owner, since: _ } => owner,
+            Ownership::Orphaned { owner, .. } => owner,
         };
         if let Some(objection) = self.objection(node, owner.as_ref()).await? {
             return Ok(refused(&format!("{node}: {objection}")));
@@ -145,7 +145,7 @@ impl<S: Store> Unlock<'_, '_, S> {
         Ok(match self.remove(node, Expected::Orphaned(version)).await? {
             Removal::Removed | Removal::LeftToSession => Fate::Removed,
             Removal::Missing => Fate::Missing,
-            Removal::Changed => refused(&format!("{node}: its owner is back")),
+            Removal::Changed => refused(&format!("{node} has changed meanwhile: its owner may be back")),
         })
     }
 
@@ -166,7 +166,7 @@ impl<S: Store> Unlock<'_, '_, S> {
         };
         let mut is_done = true;
         for (name, ownership) in queue.contenders().iter().zip(owners) {
-            let Ownership::Orphaned { owner, since: _ } = ownership else { continue };
+            let Ownership::Orphaned { owner, .. } = ownership else { continue };
             let node = lock.node(name);
             match self.bury(&node).await? {
                 Fate::Removed => {

@@ -217,13 +217,15 @@ async fn wait<S: Store>(
                 match reports {
                     Reports::Predecessor { .. } => {
                         let names = [predecessor.clone(), me.clone()];
-                        let (readings, owners) = tokio::try_join!(store.read(lock, &names), store.owners(lock, &names[..1]))?;
+                        let read = tokio::try_join!(store.read(lock, &names), store.owners(lock, &names[..1]));
+                        let (readings, owners) = read.unwrap_or_default();
                         match (readings.as_slice(), owners.as_slice()) {
                             // Somebody removed ours: the next look will show it.
                             ([_, Reading::Missing], _) => return Ok::<(), StoreError>(()),
                             ([reading, ..], [ownership, ..]) => {
                                 observer(Happening::Waiting { lock, predecessor, reading, ownership, ahead });
                             }
+                            // It could not be read, which is no reason not to wait.
                             _ => {}
                         }
                         ticks.tick().await;

@@ -160,7 +160,8 @@ impl Judge {
             (Some(robbed_at), Some(calm_since)) => robbed_at.max(calm_since).max(me.thawed_at).elapsed() > NOTICING,
             _ => false,
         };
-        if has_noticed_nothing {
+        // Nobody is there to tell a command whose wrapper is dead.
+        if has_noticed_nothing && !self.survived.contains(&me.identifier) {
             self.objects(|| format!("{number} works on, long after its node was removed"));
             return;
         }

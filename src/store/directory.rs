@@ -221,7 +221,7 @@ impl Directory {
     fn ownership(dir: &Dir, name: &str) -> Result<Ownership, Trouble> {
         let file = match Self::life(dir, name)? {
             Life::Standing | Life::Missing => return Ok(Ownership::Unknown),
-            Life::Dead => return Ok(Ownership::Orphaned { owner: None, since: None }),
+            Life::Dead => return Ok(Ownership::Orphaned { owner: None, since: None, abandon_after: None }),
             Life::Working(file) => file,
         };
         let stat = fstat(&file).map_err(|errno| dir.trouble("to look at", name, errno))?;

@@ -11,13 +11,14 @@ mod link;
 mod owned;
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::future::{Future, pending};
 use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout_at};
-use tracing::info;
+use tracing::{info, warn};
 
 use self::bound::{Bound, Tie};
 use self::burial::Orphan;
@@ -25,7 +26,7 @@ use self::entering::Entering;
 use self::link::Link;
 #[cfg(test)]
 pub use self::owned::TESTIMONY;
-use self::owned::{Own, SideTree};
+use self::owned::{Own, SideTree, Vouching};
 use super::ensemble::{Ensemble, Failure, Node, Refusal, Session, Stat, Watched};
 use crate::lock::{
     AbsolutePath, Claim, Contender, Doubt, Entry, Expected, FencingToken, Identifier, Lifetime, Limit, LockPath, Loss,
@@ -52,9 +53,11 @@ pub struct Recipe<E: Ensemble> {
     own: RefCell<Option<Rc<Own>>>,
     side: Cell<SideTree>,
     /// What was listed together with our first look at our own node.
-    first_look: RefCell<Option<Vec<String>>>,
+    first_look: RefCell<Option<(LockPath, Vec<String>)>>,
     has_forgotten_the_removed: Cell<bool>,
-    orphan: RefCell<Option<Orphan>>,
+    /// Who stood in front of us at the last look, and whom of them nobody vouches for.
+    ahead: RefCell<Vec<NodeName>>,
+    orphans: RefCell<HashMap<NodeName, Orphan>>,
     /// Locked while one is removed.
     burying: Mutex<()>,
 }
@@ -88,7 +91,8 @@ impl<E: Ensemble> Recipe<E> {
             side: Cell::new(SideTree::Untried),
             first_look: RefCell::default(),
             has_forgotten_the_removed: Cell::default(),
-            orphan: RefCell::default(),
+            ahead: RefCell::default(),
+            orphans: RefCell::default(),
             burying: Mutex::default(),
         };
         let is_connected = match limit {
@@ -133,21 +137,47 @@ impl<E: Ensemble> Recipe<E> {
         name: &NodeName,
         is_ours: bool,
     ) -> Result<Watched, Failure> {
-        match self.vouch(session).await {
-            Ok(_) => {}
-            Err(Failure::Said(refusal)) => info!("cannot vouch for our node in {lock}: {refusal}"),
-            Err(failure) => return Err(failure),
-        }
+        let vouching = self.keep_vouching(session);
         if is_ours || self.own().is_none() {
-            return pending().await;
+            return vouching.await;
         }
-        if !self.has_forgotten_the_removed.get() {
-            match self.forget_the_removed(session, lock).await {
-                Ok(()) | Err(Failure::Said(_)) => self.has_forgotten_the_removed.set(true),
-                Err(failure) => return Err(failure),
+        tokio::select! {
+            biased;
+            gone = vouching => gone,
+            buried = async {
+                if !self.has_forgotten_the_removed.replace(true) {
+                    match self.forget_the_removed(session, lock).await {
+                        Ok(()) | Err(Failure::Said(_)) => {}
+                        Err(failure) => return Err(failure),
+                    }
+                }
+                self.bury_in_time(session, lock, name).await
+            } => buried,
+        }
+    }
+
+    /// Has our marker be there in this session. Ready when our node is gone: then somebody else's is of no interest.
+    async fn keep_vouching(&self, session: &Rc<E::Session>) -> Result<Watched, Failure> {
+        loop {
+            match self.vouch(session).await? {
+                Vouching::Done => return pending().await,
+                Vouching::Gone => return Ok(Watched::Gone),
+                Vouching::NotNow => sleep(LOOK_AGAIN).await,
             }
         }
-        self.bury_in_time(session, lock, name).await
+    }
+
+    /// Forgets what those of a family have told of themselves whose nodes are gone.
+    pub async fn forget(&self, family: &str) -> Result<(), StoreError> {
+        let side_tree = self.side_tree();
+        loop {
+            let session = self.link.session().await;
+            match self.forget_family(&session, family, None).await {
+                Ok(()) => return Ok(()),
+                Err(Failure::InDoubt(_)) => {}
+                Err(Failure::Said(refusal)) => return Err(self.refused(format!("to clear {side_tree}"), &refusal)),
+            }
+        }
     }
 
     /// Ready when a look finds nothing, or no answer: for a wake-up that was missed, and a client that hangs.
@@ -283,9 +313,9 @@ impl<E: Ensemble> Store for Recipe<E> {
         };
         let mut has_made_sure = false;
         loop {
-            let first_look = self.first_look.take();
+            let first_look = self.first_look.take().filter(|(of, _)| of == lock);
             let listed = match first_look {
-                Some(names) => Ok(names),
+                Some((_, names)) => Ok(names),
                 None => self.link.look(listing).await,
             };
             let queue = match listed {
@@ -296,7 +326,11 @@ impl<E: Ensemble> Store for Recipe<E> {
             if !self.mark(lock, &queue).await? {
                 continue;
             }
-            let ours = self.own().filter(|own| own.lock == *lock && queue.standing(&own.name) == Standing::Held);
+            let own = self.own().filter(|own| own.lock == *lock);
+            if let Some(own) = &own {
+                self.ahead.replace(queue.ahead_of(&own.name).cloned().collect());
+            }
+            let ours = own.filter(|own| queue.standing(&own.name) == Standing::Held);
             // Once is enough: on a slow way it is never surer than that, and whoever works under it is told in time.
             match ours {
                 Some(own) if !has_made_sure && !self.is_sure(lock, &own.name).await? => has_made_sure = true,
@@ -384,19 +418,27 @@ impl<E: Ensemble> Store for Recipe<E> {
         };
         match lifetime {
             Lifetime::Spawned | Lifetime::Explicit => {
-                self.gone(lock, name).await?;
-                // A server that is cut off may have forgotten a node that is there: no reason to stop a command.
-                while !self.is_gone_for_all(lock, name).await {
+                let mut is_told = false;
+                loop {
+                    match self.gone(lock, name).await {
+                        // A server that is cut off may have forgotten a node that is there: no reason to stop a command.
+                        Ok(()) if self.is_gone_for_all(lock, name).await => return Ok(Loss::Removed),
+                        Err(error) if !is_told => {
+                            is_told = true;
+                            warn!("{error}: if {} is taken away, nobody may notice; trying on", lock.node(name));
+                        }
+                        // We vouch for ourselves all the same.
+                        Ok(()) | Err(_) => {}
+                    }
                     sleep(LOOK_AGAIN).await;
-                    self.gone(lock, name).await?;
                 }
-                Ok(Loss::Removed)
             }
             Lifetime::Promised { .. } | Lifetime::Session { .. } => self.lost_with_what_it_is_bound_to(lock, name, tell).await,
         }
     }
 
     async fn leave(&self, lock: &LockPath, name: &NodeName, expected: Expected) -> Result<Removal, StoreError> {
+        self.first_look.take();
         let until = Instant::now() + self.release_timeout;
         let Some(bound) = self.bound.get().filter(|bound| bound.to != Tie::Promise) else {
             return self.leave_until(until, lock, name, expected).await;

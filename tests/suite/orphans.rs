@@ -339,6 +339,7 @@ fn a_promise_that_would_not_be_kept_is_not_taken() {
         (&["--abandon-after", "1m", "--ephemeral"], "--abandon-after does not go with --ephemeral: a lock that goes with"),
         (&["--abandon-after", "1m", "--on-lost=ignore"], "--abandon-after does not go with --on-lost=ignore: a command that"),
         (&["--abandon-after", "1m", "--orphans=leave"], "--abandon-after does not go with --orphans=leave: what is left"),
+        (&["--abandon-after", "1m", "--pdeathsig=TERM"], "--abandon-after does not go with another --pdeathsig than KILL: a"),
         (&["--abandon-after", "0"], "it must be more than nothing"),
         (&["--abandon-after", "soon"], "'soon' for '--abandon-after <DURATION>'"),
     ] {

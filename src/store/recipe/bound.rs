@@ -19,6 +19,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::Recipe;
+use super::owned::Vouching;
 use crate::lock::{Doubt, LockPath, Loss, NodeName, Store, StoreError};
 use crate::planted::{Mistake, planted};
 use crate::store::ensemble::{Ensemble, Failure, Operation, Refusal, Session, SessionId, Transacted};
@@ -184,7 +185,12 @@ impl<E: Ensemble> Recipe<E> {
                     self.ask_about(lock, name).await
                 } => known,
             };
-            match known? {
+            let known = match known {
+                // There is no time left to find out.
+                Err(_) if self.link.clock() >= bound.due() => return expiring(),
+                known => known?,
+            };
+            match known {
                 Known::Alive => {}
                 // Who has promised may have been taken for dead: others may be where we are.
                 Known::Gone if bound.to == Tie::Promise && self.link.clock() >= bound.due() => return expiring(),
@@ -272,7 +278,11 @@ impl<E: Ensemble> Recipe<E> {
     ) -> Result<Option<Known>, Failure> {
         let Some(own) = self.own() else { return Ok(Some(Known::Gone)) };
         let Some(vouched) = &own.vouched else { return Ok(Some(Known::Gone)) };
-        let is_vouched = self.vouch(session).await?;
+        let is_vouched = match self.vouch(session).await? {
+            Vouching::Done => true,
+            Vouching::NotNow => false,
+            Vouching::Gone => return Ok(Some(Known::Gone)),
+        };
         let question = vec![
             Operation::Check { path: format!("{}/{name}", self.directory(lock)) },
             Operation::Delete { path: self.marker(vouched.id()), version: Some(NO_VERSION) },

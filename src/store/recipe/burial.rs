@@ -3,36 +3,63 @@
 //! A contender is removed in one transaction with making its marker and deleting it again. That is refused while the marker
 //! lives; and it leaves nothing behind.
 
+use std::collections::HashSet;
 use std::rc::Rc;
 use std::time::Duration;
 
+use tokio::time::sleep;
 use tracing::{info, warn};
 
-use super::owned::{Outcome, Part, TESTIMONY};
-use super::{LOOK_AGAIN, Recipe};
+use super::owned::{Outcome, Own, Part, TESTIMONY, Vouched};
+use super::{FLIGHT, LOOK_AGAIN, Recipe};
 use crate::lock::{Expected, LockPath, Mark, NodeName, Ownership, Queue, Removal, Testimony, Verdict, id_of, verdict};
 use crate::planted::{Mistake, planted};
 use crate::store::ensemble::{Ensemble, Failure, Lasting, Node, Operation, Refusal, Session, Watched};
 
-/// Somebody in front of us whom nobody vouches for, and how long we have seen that.
-#[derive(Clone)]
+/// How long we have seen that nobody vouches for somebody in front of us.
+#[derive(Clone, Copy)]
 pub struct Orphan {
-    name: NodeName,
     /// By the ensemble's clock.
     since: Duration,
-    /// Of its testimony, which is written whenever somebody vouches for it again.
+    told: Edition,
+}
+
+/// A testimony is written whenever somebody vouches for its contender again, and then it is another edition.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Edition {
+    czxid: u64,
     version: i32,
 }
 
 /// What was found of somebody in front of us.
 enum Finding {
     Gone,
-    /// Somebody vouches for it, or nobody ever did.
-    Alive,
+    Vouched,
+    /// Nobody ever vouched for it, for all that can be seen: lockpick's, kazoo's, locked by hand, or below another chroot.
+    Foreign,
     Orphaned {
         version: i32,
-        testimony: Option<(Option<Testimony>, i32)>,
+        testimony: Option<Testimony>,
+        told: Edition,
     },
+}
+
+/// What is found beside the locks of a contender.
+enum Beside<'n> {
+    Marked(&'n Node),
+    /// It was vouched for once.
+    Unmarked(&'n Node),
+    Nothing,
+}
+
+impl Beside<'_> {
+    fn new<'n>(marker: &'n Result<Node, Refusal>, testimony: &'n Result<Node, Refusal>) -> Beside<'n> {
+        match (marker, testimony) {
+            (Ok(marker), _) => Beside::Marked(marker),
+            (Err(Refusal::NoNode), Ok(testimony)) => Beside::Unmarked(testimony),
+            (Err(_), _) => Beside::Nothing,
+        }
+    }
 }
 
 impl<E: Ensemble> Recipe<E> {
@@ -54,7 +81,7 @@ impl<E: Ensemble> Recipe<E> {
         lock: &LockPath,
         name: &NodeName,
         expected: Expected,
-        testimony: Option<i32>,
+        told: Option<Edition>,
     ) -> Result<Removal, Failure> {
         let path = format!("{}/{name}", self.directory(lock));
         let (version, is_orphaned) = match expected {
@@ -62,7 +89,8 @@ impl<E: Ensemble> Recipe<E> {
             Expected::Version(version) => (Some(version), false),
             Expected::Orphaned(version) => (Some(version), true),
         };
-        let is_ours_without = self.own().is_some_and(|own| own.name == *name && own.vouched.is_none());
+        let has_told = |own: &Own| own.vouched.as_ref().is_some_and(Vouched::has_told);
+        let is_ours_without = self.own().is_some_and(|own| own.name == *name && !has_told(&own));
         let id = id_of(name).filter(|_| !is_ours_without);
         let mut tells = id.is_some();
         loop {
@@ -72,14 +100,15 @@ impl<E: Ensemble> Recipe<E> {
             }
             operations.push((Part::Contender, Operation::Delete { path: path.clone(), version }));
             if let Some(id) = id.filter(|_| tells) {
-                let delete = Operation::Delete { path: self.testimony(id), version: testimony };
+                let version = told.map(|edition| edition.version);
+                let delete = Operation::Delete { path: self.testimony(id), version };
                 operations.push((Part::Testimony, delete));
             }
             return match self.transact(session, operations).await? {
                 Outcome::Done(_) => Ok(Removal::Removed),
                 Outcome::Refused(Part::Contender, Refusal::NoNode) => {
                     if let (Some(id), Expected::Anything) = (id, expected) {
-                        self.forget(session, id).await?;
+                        self.forget_one(session, id).await?;
                     }
                     Ok(Removal::Missing)
                 }
@@ -87,7 +116,7 @@ impl<E: Ensemble> Recipe<E> {
                 Outcome::Refused(Part::Marker, Refusal::NodeExists | Refusal::NoNode)
                 | Outcome::Refused(Part::Contender | Part::Testimony, Refusal::BadVersion) => Ok(Removal::Changed),
                 // It never told anything, or nobody may delete what it told.
-                Outcome::Refused(Part::Testimony, _) if testimony.is_none() => {
+                Outcome::Refused(Part::Testimony, _) if told.is_none() => {
                     tells = false;
                     continue;
                 }
@@ -110,7 +139,7 @@ impl<E: Ensemble> Recipe<E> {
     }
 
     /// A contender of ours was removed by somebody who knows nothing of testimonies.
-    async fn forget(&self, session: &Rc<E::Session>, id: &str) -> Result<(), Failure> {
+    async fn forget_one(&self, session: &Rc<E::Session>, id: &str) -> Result<(), Failure> {
         match self.link.ask(session, session.delete(&self.testimony(id), None)).await {
             Ok(()) | Err(Failure::Said(_)) => Ok(()),
             Err(failure) => Err(failure),
@@ -132,7 +161,7 @@ impl<E: Ensemble> Recipe<E> {
         let keep = keep.and_then(id_of);
         for id in names.iter().filter_map(|name| name.strip_suffix(TESTIMONY)) {
             if id.starts_with(family) && Some(id) != keep {
-                self.forget(session, id).await?;
+                self.forget_one(session, id).await?;
             }
         }
         Ok(())
@@ -141,65 +170,56 @@ impl<E: Ensemble> Recipe<E> {
     /// Looks at who stands in front of us, in an order that matters: a testimony that is not written again afterwards proves that
     /// the marker has been missing since.
     async fn find_orphan(&self, session: &Rc<E::Session>, lock: &LockPath, name: &NodeName) -> Result<Finding, Failure> {
-        let Some(id) = id_of(name) else { return Ok(Finding::Alive) };
+        let Some(id) = id_of(name) else { return Ok(Finding::Foreign) };
         let paths = vec![self.testimony(id), self.marker(id), format!("{}/{name}", self.directory(lock))];
-        let mut nodes = self.link.ask(session, session.read(paths)).await?.into_iter();
-        let (Some(testimony), Some(marker), Some(contender)) = (nodes.next(), nodes.next(), nodes.next()) else {
-            return Ok(Finding::Alive);
-        };
-        Ok(match (contender, marker, testimony) {
-            (Err(Refusal::NoNode), _, _) => Finding::Gone,
-            (Ok(Node { stat, .. }), Err(Refusal::NoNode), testimony) => {
-                let testimony = testimony.ok().map(|node| (Testimony::parse(&node.data), node.stat.version));
-                match (Mark::of(stat.version), &testimony) {
-                    (Mark::None, None) => Finding::Alive,
-                    _ => Finding::Orphaned { version: stat.version, testimony },
-                }
-            }
-            _ => Finding::Alive,
+        let nodes = self.link.ask(session, session.read(paths)).await?;
+        let [testimony, marker, contender] = nodes.as_slice() else { return Ok(Finding::Foreign) };
+        Ok(match (contender, Beside::new(marker, testimony)) {
+            (Err(Refusal::NoNode), _) => Finding::Gone,
+            (_, Beside::Marked(_)) => Finding::Vouched,
+            (_, Beside::Nothing) | (Err(_), Beside::Unmarked(_)) => Finding::Foreign,
+            (Ok(Node { stat, .. }), Beside::Unmarked(node)) => Finding::Orphaned {
+                version: stat.version,
+                testimony: Testimony::parse(&node.data),
+                told: Edition { czxid: node.stat.czxid, version: node.stat.version },
+            },
         })
     }
 
-    /// One look at who stands in front of us. Ready with what is to be done next: nothing any more, or another look after a time.
+    /// One look at somebody in front of us; says what is to be done next.
     async fn bury_if_orphaned(&self, session: &Rc<E::Session>, lock: &LockPath, name: &NodeName) -> Result<Next, Failure> {
-        let (version, testimony) = match self.find_orphan(session, lock, name).await? {
+        let known = self.orphans.borrow_mut().remove(name);
+        let (version, testimony, told) = match self.find_orphan(session, lock, name).await? {
             Finding::Gone => return Ok(Next::Gone),
-            Finding::Alive => {
-                self.orphan.take();
-                return Ok(Next::Look);
-            }
-            Finding::Orphaned { version, testimony } => (version, testimony),
+            Finding::Vouched => return Ok(Next::Look),
+            Finding::Foreign => return Ok(Next::LookFurther),
+            Finding::Orphaned { version, testimony, told } => (version, testimony, told),
         };
         let now = self.link.clock();
-        let told = testimony.as_ref().map_or(0, |(_, version)| *version);
-        let known = self.orphan.take().filter(|orphan| orphan.name == *name && orphan.version == told);
-        let orphan = known.unwrap_or_else(|| Orphan { name: name.clone(), since: now, version: told });
-        self.orphan.replace(Some(orphan.clone()));
-        let abandon_after = testimony.as_ref().and_then(|(testimony, _)| testimony.as_ref()?.abandon_after);
+        let orphan = known.filter(|orphan| orphan.told == told).unwrap_or(Orphan { since: now, told });
+        self.orphans.borrow_mut().insert(name.clone(), orphan);
+        let abandon_after = testimony.as_ref().and_then(|testimony| testimony.abandon_after);
         let mark = if planted(Mistake::BuriesWhoeverIsOrphaned) { Mark::Waiting } else { Mark::of(version) };
         let (bound_to, after) = match verdict(mark, abandon_after) {
             Verdict::Bury => (None, Duration::ZERO),
             Verdict::BuryAfter(_) if planted(Mistake::BuriesTooEarly) => (Some(told), Duration::ZERO),
             Verdict::BuryAfter(time) => (Some(told), time),
-            Verdict::Leave => {
-                self.tell_that_it_is_orphaned(session, name, testimony).await?;
-                return Ok(Next::LookAfter(LOOK_AGAIN));
-            }
+            Verdict::Leave => (Some(told), Duration::MAX),
         };
-        let left = (orphan.since + after).saturating_sub(now);
+        let left = orphan.since.saturating_add(after).saturating_sub(now);
         if !left.is_zero() {
-            self.tell_that_it_is_orphaned(session, name, testimony).await?;
+            self.tell_that_it_is_orphaned(session, name, testimony, told).await?;
             return Ok(Next::LookAfter(left.min(LOOK_AGAIN)));
         }
         let _burying = self.burying.lock().await;
         match self.remove_with(session, lock, name, Expected::Orphaned(version), bound_to).await? {
             Removal::Removed => {
-                self.orphan.take();
+                self.orphans.borrow_mut().remove(name);
                 let node = lock.node(name);
                 match bound_to {
                     None => info!("removed {node}: it waited, and nobody vouches for it any more"),
                     Some(_) => {
-                        warn!("removed {node}: its owner was to stop its command by now, and nobody has vouched for it since")
+                        warn!("removed {node}: its owner was to stop its command by now, and nobody has vouched for it since");
                     }
                 }
                 Ok(Next::Gone)
@@ -214,20 +234,20 @@ impl<E: Ensemble> Recipe<E> {
         &self,
         session: &Rc<E::Session>,
         name: &NodeName,
-        testimony: Option<(Option<Testimony>, i32)>,
+        testimony: Option<Testimony>,
+        told: Edition,
     ) -> Result<(), Failure> {
-        let (Some(id), Some((Some(testimony), version))) = (id_of(name), testimony) else { return Ok(()) };
-        if testimony.is_orphaned {
+        let Some((id, testimony)) = id_of(name).zip(testimony).filter(|(_, testimony)| !testimony.is_orphaned) else {
             return Ok(());
-        }
+        };
         let data = Testimony { is_orphaned: true, ..testimony }.to_string().into_bytes();
         let mut operations = self.tomb(id);
-        let set = Operation::Set { path: self.testimony(id), data, version: Some(version) };
+        let set = Operation::Set { path: self.testimony(id), data, version: Some(told.version) };
         operations.push((Part::Testimony, set));
         if let Outcome::Done(_) = self.transact(session, operations).await? {
             // Not by its owner, so it does not count.
-            if let Some(orphan) = self.orphan.borrow_mut().as_mut().filter(|orphan| orphan.version == version) {
-                orphan.version = version.wrapping_add(1);
+            if let Some(orphan) = self.orphans.borrow_mut().get_mut(name).filter(|orphan| orphan.told == told) {
+                orphan.told.version = told.version.wrapping_add(1);
             }
         }
         Ok(())
@@ -235,7 +255,6 @@ impl<E: Ensemble> Recipe<E> {
 
     /// [`Store::bury`](crate::lock::Store::bury), in one session.
     pub(super) async fn bury_once(&self, session: &Rc<E::Session>, lock: &LockPath, name: &NodeName) -> Result<bool, Failure> {
-        self.vouch(session).await?;
         Ok(matches!(self.bury_if_orphaned(session, lock, name).await?, Next::Gone))
     }
 
@@ -246,13 +265,20 @@ impl<E: Ensemble> Recipe<E> {
         lock: &LockPath,
         name: &NodeName,
     ) -> Result<Watched, Failure> {
-        let Some(id) = id_of(name) else { return std::future::pending().await };
-        let marker = self.marker(id);
         loop {
-            if self.watch(session, &marker).await? == Watched::There {
+            if let Some(id) = id_of(name)
+                && self.watch(session, &self.marker(id)).await? == Watched::There
+            {
                 continue;
             }
-            let next = match self.bury_if_orphaned(session, lock, name).await {
+            let looked = async {
+                let next = self.bury_if_orphaned(session, lock, name).await?;
+                if let Next::LookFurther = next {
+                    self.bury_those_ahead(session, lock).await?;
+                }
+                Ok(next)
+            };
+            let next = match looked.await {
                 Err(Failure::Said(refusal)) => {
                     info!("cannot look after {}: {refusal}", lock.node(name));
                     Next::Look
@@ -261,33 +287,40 @@ impl<E: Ensemble> Recipe<E> {
             };
             match next {
                 Next::Gone => return Ok(Watched::Gone),
-                Next::Look => tokio::time::sleep(LOOK_AGAIN).await,
+                Next::Look | Next::LookFurther => sleep(LOOK_AGAIN).await,
                 Next::LookAfter(time) => self.link.reaches(self.link.clock() + time).await,
             }
         }
     }
 
+    /// Whoever stands between us and an orphan may know nothing of markers. So we look after all who are in front of us.
+    async fn bury_those_ahead(&self, session: &Rc<E::Session>, lock: &LockPath) -> Result<(), Failure> {
+        let beside = match self.link.ask(session, session.children(&self.side_tree())).await {
+            Ok(names) => names,
+            Err(Failure::Said(_)) => return Ok(()),
+            Err(failure) => return Err(failure),
+        };
+        let beside: HashSet<String> = beside.into_iter().collect();
+        let is_orphaned = |id: &str| !beside.contains(id) && beside.contains(&format!("{id}{TESTIMONY}"));
+        let ahead = self.ahead.borrow().clone();
+        for name in ahead.iter().filter(|name| id_of(name).is_some_and(is_orphaned)) {
+            self.bury_if_orphaned(session, lock, name).await?;
+        }
+        Ok(())
+    }
+
     /// Whether somebody stands behind each of these.
     pub(super) async fn find_owners(&self, names: &[NodeName]) -> Result<Vec<Ownership>, Refusal> {
         let mut owners = Vec::with_capacity(names.len());
-        for flight in names.chunks(super::FLIGHT / 2) {
-            let ids: Vec<_> = flight.iter().map(|name| id_of(name).unwrap_or("none")).collect();
-            let paths: Vec<_> = ids.iter().flat_map(|id| [self.marker(id), self.testimony(id)]).collect();
+        for flight in names.chunks(FLIGHT / 2) {
+            let ids = flight.iter().filter_map(id_of);
+            let paths: Vec<_> = ids.flat_map(|id| [self.marker(id), self.testimony(id)]).collect();
             let nodes = self.link.look(async |session| session.read(paths.clone()).await).await?;
-            for pair in nodes.chunks(2) {
-                owners.push(match pair {
-                    [Ok(marker), _] => match Testimony::parse(&marker.data) {
-                        Some(testimony) => Ownership::Owned(testimony.owner),
-                        None => Ownership::Unknown,
-                    },
-                    [Err(Refusal::NoNode), Ok(node)] => {
-                        let testimony = Testimony::parse(&node.data);
-                        let since = testimony.as_ref().filter(|testimony| testimony.is_orphaned).map(|_| node.stat.mtime);
-                        Ownership::Orphaned { owner: testimony.map(|testimony| testimony.owner), since }
-                    }
-                    _ => Ownership::Unknown,
-                });
-            }
+            let mut pairs = nodes.chunks_exact(2);
+            owners.extend(flight.iter().map(|name| match id_of(name).and_then(|_| pairs.next()) {
+                Some([marker, testimony]) => ownership(&Beside::new(marker, testimony)),
+                Some(_) | None => Ownership::Unknown,
+            }));
         }
         Ok(owners)
     }
@@ -309,13 +342,13 @@ impl<E: Ensemble> Recipe<E> {
         let lives = |id: &str| told.iter().any(|name| name == id);
         let strays = told.iter().filter_map(|name| name.strip_suffix(TESTIMONY)).filter(|id| !is_queueing(id) && !lives(id));
         let strays: Vec<_> = strays.collect();
-        for flight in strays.chunks(super::FLIGHT) {
+        for flight in strays.chunks(FLIGHT) {
             let paths = flight.iter().map(|id| self.testimony(id)).collect();
             let nodes = self.link.ask(session, session.read(paths)).await?;
             for (id, node) in flight.iter().zip(nodes) {
                 let testimony = node.ok().and_then(|node| Testimony::parse(&node.data));
                 if testimony.is_some_and(|testimony| testimony.lock == *lock) {
-                    self.forget(session, id).await?;
+                    self.forget_one(session, id).await?;
                 }
             }
         }
@@ -329,5 +362,23 @@ enum Next {
     Gone,
     /// Another look, now and then.
     Look,
+    /// And one at who stands in front of it.
+    LookFurther,
     LookAfter(Duration),
+}
+
+fn ownership(beside: &Beside<'_>) -> Ownership {
+    match beside {
+        Beside::Marked(marker) => match Testimony::parse(&marker.data) {
+            Some(testimony) => Ownership::Owned(testimony.owner),
+            None => Ownership::Unknown,
+        },
+        Beside::Unmarked(node) => {
+            let testimony = Testimony::parse(&node.data);
+            let since = testimony.as_ref().filter(|testimony| testimony.is_orphaned).map(|_| node.stat.mtime);
+            let abandon_after = testimony.as_ref().and_then(|testimony| testimony.abandon_after);
+            Ownership::Orphaned { owner: testimony.map(|testimony| testimony.owner), since, abandon_after }
+        }
+        Beside::Nothing => Ownership::Unknown,
+    }
 }

@@ -80,6 +80,10 @@ impl<'r, E: Ensemble> Entering<'r, E> {
             match step {
                 Ok(Ok(Some(result))) => return result,
                 Ok(Ok(None) | Err(Failure::InDoubt(_))) => {}
+                // What we have made is taken out again, if it may be.
+                Ok(Err(Failure::Said(refusal))) if self.end.is_none() && self.place.is_some() => {
+                    self.ends_with(Err(self.refused("to let us enter", &refusal)));
+                }
                 Ok(Err(Failure::Said(refusal))) => return Err(self.left(refusal.to_string())),
                 Err(_) => return Err(self.left("no answer in time".to_owned())),
             }
@@ -159,9 +163,19 @@ impl<'r, E: Ensemble> Entering<'r, E> {
                 let (stat, listing) = tokio::join!(session.stat(&path), session.children(&self.directory));
                 Ok((stat?, listing))
             };
-            let (stat, listing) = self.recipe.link.ask(session, looked).await?;
+            let (stat, listing) = match self.recipe.link.ask(session, looked).await {
+                Err(Failure::Said(refusal)) => {
+                    self.ends_with(Err(self.refused("to show us in", &refusal)));
+                    return Ok(None);
+                }
+                looked => looked?,
+            };
+            let is_listed = |names: &[String]| names.iter().any(|name| name == place.name.as_str());
             match listing {
-                Ok(names) => _ = self.recipe.first_look.replace(Some(names)),
+                Ok(names) if stat.is_none() && is_listed(&names) => {
+                    return Err(Failure::InDoubt("our node is there, and is not".to_owned()));
+                }
+                Ok(names) => _ = self.recipe.first_look.replace(Some((self.lock.clone(), names))),
                 // The next look will say so.
                 Err(Failure::Said(_)) => {}
                 Err(failure) => return Err(failure),

@@ -31,8 +31,9 @@ pub struct Vouched {
     /// What its node says, and has to say again with every mark.
     identifier: Vec<u8>,
     text: String,
-    /// The session that the marker is bound to; none if it has to be made again.
+    /// The session that the marker is bound to; none if it has to be made again. And the last one that we asked for one in.
     marked_in: Cell<Option<SessionId>>,
+    asked_in: Cell<Option<SessionId>>,
     /// Whether it lasts longer than its session, so that a testimony and a mark are of use to others.
     is_persistent: bool,
     version: Cell<Version>,
@@ -64,6 +65,16 @@ pub enum SideTree {
     Unusable,
 }
 
+/// Whether we have a marker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Vouching {
+    Done,
+    /// Our node is gone.
+    Gone,
+    /// It could not be made, and may be later.
+    NotNow,
+}
+
 /// What became of a transaction by parts.
 pub enum Outcome {
     Done(Vec<String>),
@@ -78,6 +89,7 @@ impl Vouched {
             identifier: claim.identifier.0.clone(),
             text: testimony(claim, lock)?,
             marked_in: Cell::new(Some(session)),
+            asked_in: Cell::new(Some(session)),
             is_persistent: lasting(claim.lifetime) == Lasting::Persistent,
             version: Cell::new(Version::Fresh),
         })
@@ -86,6 +98,11 @@ impl Vouched {
     /// The marker was found missing.
     pub fn is_not_marked(&self) {
         self.marked_in.set(None);
+    }
+
+    /// Whether it told of itself, for as long as its node lasts.
+    pub fn has_told(&self) -> bool {
+        self.is_persistent
     }
 
     pub fn id(&self) -> &str {
@@ -182,57 +199,62 @@ impl<E: Ensemble> Recipe<E> {
         self.own.borrow().clone()
     }
 
-    /// Makes our marker again, if the session that it was bound to has ended. False if it could not: our contender is gone, which
-    /// the next look will show, or we may not.
+    /// Makes our marker again, if the session that it was bound to has ended.
     ///
     /// # Cancellation
     /// May be dropped.
-    pub(super) async fn vouch(&self, session: &Rc<E::Session>) -> Result<bool, Failure> {
-        let Some(own) = self.own() else { return Ok(true) };
+    pub(super) async fn vouch(&self, session: &Rc<E::Session>) -> Result<Vouching, Failure> {
+        let Some(own) = self.own() else { return Ok(Vouching::Done) };
         let Some(vouched) = own.vouched.as_ref().filter(|vouched| vouched.marked_in.get() != Some(session.id())) else {
-            return Ok(true);
+            return Ok(Vouching::Done);
         };
-        let data = vouched.text.clone().into_bytes();
-        let (contender, testimony) = (format!("{}/{}", self.directory(&own.lock), own.name), self.testimony(&vouched.id));
+        let not_now = |why: &Refusal| {
+            info!("cannot write to {}: {why}", self.side_tree());
+            Ok(Vouching::NotNow)
+        };
         let mut is_told = true;
         loop {
-            let mark = Operation::Create { path: self.marker(&vouched.id), data: data.clone(), lasting: Lasting::Ephemeral };
-            let mut operations = vec![(Part::Contender, Operation::Check { path: contender.clone() }), (Part::Marker, mark)];
-            if vouched.is_persistent {
-                // Written in any case: whoever counts how long nobody has vouched for us begins anew.
-                let (path, data) = (testimony.clone(), data.clone());
-                let tell = match is_told {
-                    true => Operation::Set { path, data, version: None },
-                    false => Operation::Create { path, data, lasting: Lasting::Persistent },
-                };
-                operations.push((Part::Testimony, tell));
-            }
-            let is_vouched = match self.transact(session, operations).await? {
-                // If there is one, the answer to an earlier request was lost.
-                Outcome::Done(_) | Outcome::Refused(Part::Marker, Refusal::NodeExists) => true,
-                Outcome::Refused(Part::Contender, _) => false,
-                Outcome::Refused(Part::Marker, Refusal::NoNode) => {
+            // In this session it can only be ours; an old session's may be there until that has ended for everybody.
+            let may_be_there = vouched.asked_in.replace(Some(session.id())) == Some(session.id());
+            match self.transact(session, self.vouching(&own, vouched, is_told)).await {
+                Ok(Outcome::Done(_)) => {}
+                Ok(Outcome::Refused(Part::Marker, Refusal::NodeExists)) if may_be_there => {}
+                Ok(Outcome::Refused(Part::Contender, Refusal::NoNode)) => return Ok(Vouching::Gone),
+                Ok(Outcome::Refused(Part::Marker, Refusal::NoNode)) => {
                     match self.link.ask(session, session.make_directory(&self.side_tree())).await {
                         Ok(()) => continue,
-                        Err(Failure::Said(why)) => {
-                            info!("cannot make {}: {why}", self.side_tree());
-                            false
-                        }
+                        Err(Failure::Said(why)) => return not_now(&why),
                         Err(failure) => return Err(failure),
                     }
                 }
-                Outcome::Refused(Part::Testimony, Refusal::NoNode) if is_told => {
+                Ok(Outcome::Refused(Part::Testimony, Refusal::NoNode)) if is_told => {
                     is_told = false;
                     continue;
                 }
-                Outcome::Refused(Part::Marker | Part::Testimony, why) => {
-                    info!("cannot write to {}: {why}", self.side_tree());
-                    false
-                }
-            };
+                Ok(Outcome::Refused(_, why)) | Err(Failure::Said(why)) => return not_now(&why),
+                Err(failure) => return Err(failure),
+            }
             vouched.marked_in.set(Some(session.id()));
-            return Ok(is_vouched);
+            return Ok(Vouching::Done);
         }
+    }
+
+    /// What makes a marker for a contender that is there.
+    fn vouching(&self, own: &Own, vouched: &Vouched, is_told: bool) -> Vec<(Part, Operation)> {
+        let data = vouched.text.clone().into_bytes();
+        let contender = format!("{}/{}", self.directory(&own.lock), own.name);
+        let mark = Operation::Create { path: self.marker(&vouched.id), data: data.clone(), lasting: Lasting::Ephemeral };
+        let mut operations = vec![(Part::Contender, Operation::Check { path: contender }), (Part::Marker, mark)];
+        if vouched.is_persistent {
+            // Written in any case: whoever counts how long nobody has vouched for us begins anew.
+            let path = self.testimony(&vouched.id);
+            let tell = match is_told {
+                true => Operation::Set { path, data, version: None },
+                false => Operation::Create { path, data, lasting: Lasting::Persistent },
+            };
+            operations.push((Part::Testimony, tell));
+        }
+        operations
     }
 
     /// Has the version of our node say what this queue says of us. False if there is reason to look again.
@@ -267,17 +289,18 @@ impl<E: Ensemble> Recipe<E> {
                     continue;
                 }
             };
-            let is_first = matches!(vouched.version.replace(Version::Unknown), Version::Fresh);
+            let previous = vouched.version.replace(Version::Unknown);
+            // To be removed by others if we die is worth something, but not our place.
+            let is_optional = version == 0 && wanted == Mark::Waiting;
             let session = self.link.session().await;
             let set = Operation::Set { path: path.clone(), data: vouched.identifier.clone(), version: Some(version) };
             match self.transact(&session, vec![(Part::Contender, set)]).await {
                 Ok(Outcome::Done(_)) => vouched.version.set(Version::Known(version.wrapping_add(1))),
                 Ok(Outcome::Refused(_, Refusal::BadVersion)) | Err(Failure::InDoubt(_)) => {}
                 Ok(Outcome::Refused(_, Refusal::NoNode)) => return Ok(false),
-                // As if there were no marks.
-                Ok(Outcome::Refused(_, why)) | Err(Failure::Said(why)) if is_first => {
+                Ok(Outcome::Refused(_, why)) | Err(Failure::Said(why)) if is_optional => {
                     info!("cannot mark {path} as waiting: {why}");
-                    vouched.version.set(Version::Fresh);
+                    vouched.version.set(previous);
                     return Ok(true);
                 }
                 Ok(Outcome::Refused(_, why)) | Err(Failure::Said(why)) => {
