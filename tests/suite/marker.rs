@@ -203,7 +203,7 @@ fn a_waiter_that_nobody_vouches_for_is_removed_by_the_one_behind_it() {
     let behind = bench.hold(["-v", "-n", "/x"]).waits();
     let queue = bench.queue("/x");
     dead.kill();
-    behind.warns(&format!("removed /x/{}: it waited, and nobody vouches for it any more", queue[1]));
+    wait_until("it is removed", || !bench.queue("/x").contains(&queue[1]));
     assert_eq!(bench.queue("/x"), [queue[0].as_str(), &queue[2]]);
     assert!(node(&bench, &testimony(&queue[1])).is_none() && bench.side_tree().len() == 4);
     holder.finish().good();
@@ -444,4 +444,44 @@ fn whoever_is_alone_takes_as_many_round_trips_and_transactions_as_without_a_mark
     let plainly = [of(&[Request::Connect]), vec![GET_ACL]].into_iter().chain(plainly).collect::<Vec<_>>();
     assert_eq!(plain, plainly);
     assert_eq!((marked.len(), took), (plain.len(), plainly_took));
+}
+
+#[test]
+fn who_waits_behind_kazoo_buries_the_dead_in_front_of_it_too() {
+    let server = hasty();
+    let bench = Bench::on(&server.address());
+    let holder = bench.hold(["-n", "/x"]).ready();
+    let (elsewhere, _lost) = on_a_lost_host(&bench);
+    let mut dead = elsewhere.hold(["-n", "/x"]).waits();
+    let name = bench.queue_reaches("/x", 2).remove(1);
+    dead.kill();
+    expires(&bench, &name);
+    let kazoos = peer(KAZOOS[1], &bench, &["hold", "wlock", "/x", "kazoo's"]);
+    bench.queue_reaches("/x", 3);
+    let ours = bench.hold(["-n", "/x"]).waits();
+    wait_until("the dead one is gone", || !bench.queue("/x").contains(&name));
+    holder.finish().good();
+    kazoos.ready().finish().good();
+    ours.ready().finish().good();
+    nothing_is_left(&bench, "/x");
+}
+
+#[test]
+fn whoever_waits_below_another_chroot_is_not_taken_for_dead() {
+    let bench = Bench::zookeeper();
+    let nearer = bench.in_chroot(&format!("{}/app", bench.chroot()));
+    let holder = bench.hold(["-n", "/app/db"]).ready();
+    let far = bench.hold(["-n", "/app/db"]).waits();
+    bench.queue_reaches("/app/db", 2);
+    let near = nearer.hold(["-n", "/db"]).waits();
+    let queue = bench.queue_reaches("/app/db", 3);
+    // Whoever comes only to look would remove a dead one.
+    nearer.run(["--no-wait", "-n", "/db", "true"]).failed(124, "not acquired in time");
+    assert_eq!(bench.queue("/app/db"), queue);
+    holder.finish().good();
+    far.ready().finish().good();
+    assert!(!near.stderr().contains("removed"), "{}", near.stderr());
+    near.ready().finish().good();
+    nothing_is_left(&bench, "/app/db");
+    nearer.forgets();
 }
