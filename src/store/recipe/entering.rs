@@ -159,9 +159,14 @@ impl<'r, E: Ensemble> Entering<'r, E> {
         let Some(mut place) = self.place.clone() else { return Ok(None) };
         if !self.is_token_known {
             let path = format!("{}/{}", self.directory, place.name);
+            let is_listed = |names: &[String]| names.iter().any(|name| name == place.name.as_str());
             let looked = async {
                 let (stat, listing) = tokio::join!(session.stat(&path), session.children(&self.directory));
-                Ok((stat?, listing))
+                match (stat?, listing) {
+                    (_, Err(failure @ Failure::InDoubt(_))) => Err(failure),
+                    (None, Ok(names)) if is_listed(&names) => Err(Failure::InDoubt("our node is there, and is not".to_owned())),
+                    (stat, listing) => Ok((stat, listing.ok())),
+                }
             };
             let (stat, listing) = match self.recipe.link.ask(session, looked).await {
                 Err(Failure::Said(refusal)) => {
@@ -170,16 +175,8 @@ impl<'r, E: Ensemble> Entering<'r, E> {
                 }
                 looked => looked?,
             };
-            let is_listed = |names: &[String]| names.iter().any(|name| name == place.name.as_str());
-            match listing {
-                Ok(names) if stat.is_none() && is_listed(&names) => {
-                    return Err(Failure::InDoubt("our node is there, and is not".to_owned()));
-                }
-                Ok(names) => _ = self.recipe.first_look.replace(Some((self.lock.clone(), names))),
-                // The next look will say so.
-                Err(Failure::Said(_)) => {}
-                Err(failure) => return Err(failure),
-            }
+            // Where it was refused the next look will say so.
+            self.recipe.first_look.replace(listing.map(|names| (self.lock.clone(), names)));
             // Where somebody has removed it already, there is no use for a token.
             place.token = FencingToken(stat.map_or(0, |stat| stat.czxid));
         }
