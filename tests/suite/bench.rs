@@ -118,6 +118,12 @@ impl Bench {
         bench
     }
 
+    /// The same place for a run on a host of its own, which does not come back when it is dead: its journal is lost.
+    pub fn on_a_lost_host(&self) -> (Bench, TempDir) {
+        let lost = tempfile::tempdir().expect("a temporary directory");
+        (self.with_variable("SYNCD_SPAWN_STATE_DIR", lost.path()), lost)
+    }
+
     /// The program, with nothing of this machine's environment that could change what it does.
     pub fn command<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Command {
         self.program(BINARY, arguments)
@@ -277,6 +283,14 @@ impl Bench {
             while !state.changed().await.is_terminated() {}
             done
         })
+    }
+}
+
+pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + LIMIT;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "it never comes that {what}");
+        thread::sleep(Duration::from_millis(5));
     }
 }
 

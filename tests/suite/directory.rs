@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use nix::unistd::{geteuid, mkfifo};
 use tempfile::TempDir;
 
-use super::bench::{BINARY, Bench, Ended, HOLD, LIMIT, Run, copy_binary};
+use super::bench::{BINARY, Bench, Ended, HOLD, Run, copy_binary, wait_until};
 
 /// How soon the next in line must be told, on a machine that does many other things at that moment.
 const PROMPTLY: Duration = Duration::from_secs(10);
@@ -26,14 +26,6 @@ fn root(bench: &Bench) -> PathBuf {
 /// Where a path of the chroot is.
 fn file(bench: &Bench, path: &str) -> PathBuf {
     root(bench).join(&bench.chroot()[1..]).join(&path[1..])
-}
-
-fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + LIMIT;
-    while !is_so() {
-        assert!(Instant::now() < deadline, "it never comes that {what}");
-        thread::sleep(Duration::from_millis(2));
-    }
 }
 
 fn token(ended: &Ended) -> u64 {

@@ -17,7 +17,7 @@ use syncd_spawn::store::{Directory, Root};
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
 
-use super::bench::{BINARY, Bench, Ended, HOLD, LIMIT, Run, children, copy_binary, kill_tree, send};
+use super::bench::{BINARY, Bench, Ended, HOLD, Run, children, copy_binary, kill_tree, send, wait_until};
 
 /// How long a lock may be left lying when nobody holds it any more.
 const PROMPTLY: Duration = Duration::from_secs(10);
@@ -38,7 +38,7 @@ fn what_a_killed_command_has_started_holds_the_lock_too() {
     let command = children(holder.pid())[0];
     holder.kill();
     send(command, libc::SIGKILL);
-    wait_until(|| !is_there(command));
+    wait_until("the command is gone", || !is_there(command));
     bench.run(["-n", "/left", "--no-wait", "true"]).failed(124, "not acquired in time");
     assert_eq!(next.stdout(), "");
     let over = Instant::now();
@@ -344,12 +344,4 @@ fn is_there(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // A zombie holds nothing any more.
     stat.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with('Z'))
-}
-
-fn wait_until(condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + LIMIT;
-    while !condition() {
-        assert!(Instant::now() < deadline, "it does not happen");
-        thread::sleep(Duration::from_millis(2));
-    }
 }

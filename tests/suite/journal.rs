@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use nix::unistd::geteuid;
 use tempfile::TempDir;
 
-use super::bench::{BINARY, Bench, Ended, HOLD, LIMIT, Run, children, cpu, kill_tree, send};
+use super::bench::{BINARY, Bench, Ended, HOLD, Run, children, cpu, kill_tree, send, wait_until};
 use super::proxy::{Fate, Proxy, Request};
 use super::zookeeper::{Server, free_port};
 
@@ -21,14 +21,6 @@ const FAMILY: &str = "503e61fadc8f492497db823b87e6";
 const REMOVED: &str = "nobody lives who could work under it";
 /// A command that holds its lock until what it started has ended, which reads the standard input: killed, it leaves that.
 const LEAVES_AN_HEIR: [&str; 4] = ["--", "sh", "-c", "exec 3<&0; setsid cat <&3 >/dev/null 2>&1 3<&- & echo ready; wait"];
-
-fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + LIMIT;
-    while !is_so() {
-        assert!(Instant::now() < deadline, "it never comes that {what}");
-        thread::sleep(Duration::from_millis(2));
-    }
-}
 
 fn nothing_is_left(bench: &Bench, lock: &str) {
     assert_eq!((bench.queue(lock), bench.entries()), (Vec::new(), Vec::new()));

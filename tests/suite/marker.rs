@@ -1,14 +1,12 @@
 //! What is kept beside the locks: a marker as long as somebody vouches for a contender, what its owner says of itself as long as
 //! the contender is there, and what the version of its node says.
 
-use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use syncd_spawn::lock::{NodeName, Testimony, id_of};
-use tempfile::TempDir;
 use zookeeper_client::{Acl, Acls, AuthId, CreateMode, Error, Permission, Stat};
 
-use super::bench::{Bench, LIMIT, Run};
+use super::bench::{Bench, LIMIT, Run, wait_until};
 use super::interop::{KAZOOS, peer, python};
 use super::proxy::{Direction, Proxy, Request};
 use super::wire::MULTI;
@@ -20,12 +18,6 @@ const DOES_WITHOUT: &str = "if we die, nobody but this host and an operator can 
 /// A server whose sessions last four seconds.
 fn hasty() -> Server {
     Server::start("tickTime=500\nmaxSessionTimeout=4000")
-}
-
-/// The same place for a run on a host of its own, which does not come back when it is dead.
-fn on_a_lost_host(bench: &Bench) -> (Bench, TempDir) {
-    let lost = tempfile::tempdir().unwrap();
-    (bench.with_variable("SYNCD_SPAWN_STATE_DIR", lost.path()), lost)
 }
 
 /// What a node says, and of which session and version it is.
@@ -57,14 +49,6 @@ fn testimony(name: &str) -> String {
 /// Whether somebody has written down that nobody vouches for it.
 fn is_told_orphaned(bench: &Bench, name: &str) -> bool {
     node(bench, &testimony(name)).is_some_and(|(text, _)| Testimony::parse(&text).expect("it is whole").is_orphaned)
-}
-
-fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + LIMIT;
-    while !is_so() {
-        assert!(Instant::now() < deadline, "it never comes that {what}");
-        thread::sleep(Duration::from_millis(20));
-    }
 }
 
 /// Waits until the servers have forgotten the session of one that vouched for this.
@@ -197,7 +181,7 @@ fn nothing_is_left_beside_the_locks_of_whom_somebody_else_has_released() {
 fn a_waiter_that_nobody_vouches_for_is_removed_by_the_one_behind_it() {
     let server = hasty();
     let bench = Bench::on(&server.address());
-    let (lost, _directory) = on_a_lost_host(&bench);
+    let (lost, _directory) = bench.on_a_lost_host();
     let holder = bench.hold(["-n", "/x", "-l", "rlock"]).ready();
     let mut dead = lost.hold(["-n", "/x", "-l", "wlock"]).waits();
     let behind = bench.hold(["-v", "-n", "/x"]).waits();
@@ -232,7 +216,7 @@ fn dies(bench: &Bench, mut run: Run, name: &str) {
 fn a_holder_that_nobody_vouches_for_is_left_to_its_host_and_to_operators() {
     let server = hasty();
     let bench = Bench::on(&server.address());
-    let ((one, _one), (other, _other)) = (on_a_lost_host(&bench), on_a_lost_host(&bench));
+    let ((one, _one), (other, _other)) = (bench.on_a_lost_host(), bench.on_a_lost_host());
     // One that never waited, and one that did.
     let first = one.hold(["-n", "/x"]).ready();
     let second = other.hold(["-n", "/x"]).waits();
@@ -301,7 +285,7 @@ fn what_a_dead_owner_said_is_swept_by_the_next_who_waits_for_that_lock_when_its_
     let server = hasty();
     let bench = Bench::on(&server.address());
     let names = ["/x", "/y"].map(|lock| {
-        let (lost, _directory) = on_a_lost_host(&bench);
+        let (lost, _directory) = bench.on_a_lost_host();
         let mut dead = lost.hold(["-n", lock]).ready();
         dead.kill();
         bench.queue(lock).remove(0)
@@ -451,7 +435,7 @@ fn who_waits_behind_kazoo_buries_the_dead_in_front_of_it_too() {
     let server = hasty();
     let bench = Bench::on(&server.address());
     let holder = bench.hold(["-n", "/x"]).ready();
-    let (elsewhere, _lost) = on_a_lost_host(&bench);
+    let (elsewhere, _lost) = bench.on_a_lost_host();
     let mut dead = elsewhere.hold(["-n", "/x"]).waits();
     let name = bench.queue_reaches("/x", 2).remove(1);
     dead.kill();

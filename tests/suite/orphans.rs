@@ -29,12 +29,6 @@ fn hasty() -> Bench {
     Bench::on(&server.address())
 }
 
-/// The same store seen from a host that does not come back: its journal is lost.
-fn from_a_lost_host(bench: &Bench) -> (Bench, TempDir) {
-    let lost = tempfile::tempdir().unwrap();
-    (bench.with_variable("SYNCD_SPAWN_STATE_DIR", lost.path()), lost)
-}
-
 /// A line of the table.
 #[derive(Debug, PartialEq, Eq)]
 struct Row {
@@ -191,7 +185,7 @@ fn a_waiter_that_comes_to_its_turn_is_unlocked_all_the_same(bench: &Bench) {
 #[test]
 fn a_host_that_never_comes_back_is_cleared_by_hand_and_not_while_its_marker_lives() {
     let bench = hasty();
-    let (elsewhere, lost) = from_a_lost_host(&bench);
+    let (elsewhere, lost) = bench.on_a_lost_host();
     let mut holder = elsewhere.hold(["-i", "gone", "-n", "/x"]).ready();
     let waiter = bench.hold(["-n", "/x", "-p", "200ms"]).waits();
     let node = format!("/x/{}", bench.queue("/x")[0]);
@@ -234,7 +228,7 @@ fn what_a_killed_wrapper_left_running_on_this_host_keeps_its_node() {
     bench.run(["unlock", "--if-dead", &rows[0].node]).failed(1, &runs);
     bench.run(["unlock", "--if-dead", "/x"]).failed(1, &runs);
     let entry = bench.state_dir().join(&bench.entries()[0]);
-    let (elsewhere, lost) = from_a_lost_host(&bench);
+    let (elsewhere, lost) = bench.on_a_lost_host();
     if nix::unistd::geteuid().is_root() {
         // Nobody else could give it away.
         std::os::unix::fs::chown(&entry, Some(65534), None).unwrap();
@@ -262,7 +256,7 @@ fn what_a_killed_wrapper_left_running_on_this_host_keeps_its_node() {
 #[test]
 fn the_path_of_a_lock_stands_for_every_orphan_in_it() {
     let bench = hasty();
-    let (elsewhere, _lost) = from_a_lost_host(&bench);
+    let (elsewhere, _lost) = bench.on_a_lost_host();
     let read = |bench: &Bench, identifier| bench.hold(["-l", "rlock", "-n", "/x", "-i", identifier]).ready();
     let (first, second) = (read(&elsewhere, "first"), read(&elsewhere, "second"));
     let alive = read(&bench, "alive");
@@ -290,7 +284,7 @@ fn the_path_of_a_lock_stands_for_every_orphan_in_it() {
 #[test]
 fn under_the_old_name_the_line_is_lockpicks() {
     let bench = hasty();
-    let (elsewhere, _lost) = from_a_lost_host(&bench);
+    let (elsewhere, _lost) = bench.on_a_lost_host();
     let node = orphan(&bench, elsewhere.hold(["-i", "gone", "-n", "/x"]).ready(), "/x", "gone");
     let old = Old::on(&bench);
     let waiter = old.start_lockpick(&["-r", "60", "-p", "1", "lock", "/x"]);
@@ -370,7 +364,7 @@ fn writer(who: &str, file: &Path) -> [String; 4] {
 #[test]
 fn a_promise_is_kept_before_the_next_one_gets_in() {
     let bench = hasty();
-    let (elsewhere, lost) = from_a_lost_host(&bench);
+    let (elsewhere, lost) = bench.on_a_lost_host();
     let proxy = Proxy::start(bench.servers(), &[]);
     let file = lost.path().join("lines");
     let options =
@@ -415,7 +409,7 @@ fn where_nobody_can_be_told_nobody_is_bound_by_a_promise() {
 #[test]
 fn who_has_promised_and_never_comes_back_is_waited_for_no_longer_than_that() {
     let bench = hasty();
-    let (elsewhere, _lost) = from_a_lost_host(&bench);
+    let (elsewhere, _lost) = bench.on_a_lost_host();
     let holder = elsewhere.hold(PROMISES.into_iter().chain(["-n", "/x"])).ready();
     let waiter = bench.hold(["-n", "/x"]).waits();
     let killed = Instant::now();
