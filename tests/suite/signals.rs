@@ -7,6 +7,7 @@ use super::bench::{BINARY, Bench, Run, on_every_store};
 use super::zookeeper::Server;
 
 /// A command that counts its signals: prints each on its own line until it gets USR2.
+/// For dash: bash, by itself, loses an INT that comes as its foreground child ends (3 of 1500 under load).
 const COUNTER: &str = r#"for s in HUP INT QUIT TERM USR1 ALRM WINCH RTMIN+2; do trap "echo $s" $s; done; \
 trap 'exit 3' USR2; echo ready; while :; do sleep 0.05; done"#;
 
@@ -25,7 +26,7 @@ on_every_store!(
 );
 
 fn signals_are_passed_on_one_for_one_and_the_lock_is_kept(bench: &Bench) {
-    let run = bench.start(["-q", "-n", "/on", "--", "bash", "-c", COUNTER]).ready();
+    let run = bench.start(["-q", "-n", "/on", "--", "sh", "-c", COUNTER]).ready();
     let rtmin = libc::SIGRTMIN();
     let signals = [
         (libc::SIGHUP, "HUP"),
@@ -165,7 +166,7 @@ fn at_a_terminal(bench: &Bench, line: &str) -> Run {
 
 fn ctrl_c_at_a_terminal_reaches_the_command_once(bench: &Bench) {
     let counter = "trap \"echo int\" INT; trap \"exit 4\" USR1; echo ready; while :; do sleep 0.05; done";
-    let mut terminal = at_a_terminal(bench, &format!("exec {BINARY} -q -n /tty -- bash -c '{counter}'"));
+    let mut terminal = at_a_terminal(bench, &format!("exec {BINARY} -q -n /tty -- sh -c '{counter}'"));
     terminal.says("ready");
     for presses in 1..=5 {
         terminal.write(b"\x03");
