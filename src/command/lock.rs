@@ -4,7 +4,8 @@ use std::io;
 
 use tracing::error;
 
-use super::{Acquired, Context, Unless, Wish, say_what_is_left};
+use super::acquire::Acquired;
+use super::{Context, Unless, Wish, say_what_is_left};
 use crate::error::Error;
 use crate::exit;
 use crate::journal::Record;

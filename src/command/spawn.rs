@@ -9,9 +9,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
-use super::{
-    Acquired, Context, GroupChoice, HELD, HeirloomChoice, LifetimeChoice, Manner, OnLost, Variable, Wish, say_what_is_left,
-};
+use super::acquire::{Acquired, HELD};
+use super::{Context, GroupChoice, HeirloomChoice, LifetimeChoice, Manner, OnLost, Variable, Wish, say_what_is_left};
 use crate::error::Error;
 use crate::exit;
 use crate::journal::Record;
