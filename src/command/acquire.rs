@@ -17,6 +17,7 @@ use crate::lock::{
     AcquireError, Happening, Lifetime, Limit, Mark, NodeName, NodePath, Ownership, Patience, Place, Reading, Store, StoreError,
     acquire,
 };
+use crate::report;
 
 /// How waiting for the lock ended.
 pub enum Acquired {
@@ -132,6 +133,14 @@ fn tell(address: &Address, voice: &Voice, told: &mut Option<NodeName>, happening
                 warn!("{}: its {text}{hint}", voice.path(&node));
             }
         }
+        Happening::GivenUp { lock, predecessor, ownership } if is_for_an_operator(ownership) => {
+            // Nobody who looks once would ever learn why it never succeeds.
+            let node = lock.node(predecessor);
+            let text = orphaned(ownership).unwrap_or_default();
+            report::error(&format_args!("{}: its {text}", voice.path(&node)), None);
+            report::line(voice.hint_if_dead(address, &node));
+        }
+        Happening::GivenUp { .. } => {}
         Happening::Evicted { node, lifetime: Lifetime::Spawned | Lifetime::Promised { .. } | Lifetime::Explicit } => {
             warn!("{node} was removed while we waited: queueing again at the end");
         }

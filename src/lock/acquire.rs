@@ -86,6 +86,8 @@ pub enum Happening<'a> {
     Waiting { lock: &'a LockPath, predecessor: &'a NodeName, reading: &'a Reading, ownership: &'a Ownership, ahead: usize },
     /// We wait, and this is the queue, and who stands right in front of us.
     Queued { lock: &'a LockPath, queue: &'a Queue, readings: &'a [Reading], predecessor: Option<(&'a NodeName, &'a Ownership)> },
+    /// We do not wait, and somebody is in the way whom nobody stands behind.
+    GivenUp { lock: &'a LockPath, predecessor: &'a NodeName, ownership: &'a Ownership },
     /// Our node is gone while we waited: somebody removed it, or the session that it was bound to has expired. We queue again at
     /// the end.
     Evicted { node: NodePath, lifetime: Lifetime },
@@ -208,6 +210,14 @@ async fn wait<S: Store>(
             };
             if is_buried {
                 continue;
+            }
+            let owners = tokio::select! {
+                biased;
+                owners = store.owners(lock, slice::from_ref(predecessor)) => owners.unwrap_or_default(),
+                end = patience.over() => return Err(over(end, lock, Some(predecessor))),
+            };
+            if let [ownership @ Ownership::Orphaned { .. }] = owners.as_slice() {
+                observer(Happening::GivenUp { lock, predecessor, ownership });
             }
             return Err(over(Over::TimedOut, lock, Some(predecessor)));
         }

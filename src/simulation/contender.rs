@@ -209,7 +209,7 @@ impl Contender {
             Happening::Evicted { node, .. } => {
                 world.judge.borrow_mut().is_evicted(self.number, self.client(), &node, self.is_owned());
             }
-            Happening::NearlyUsedUp { .. } | Happening::Queued { .. } => {}
+            Happening::NearlyUsedUp { .. } | Happening::Queued { .. } | Happening::GivenUp { .. } => {}
             Happening::LeftBehind { error } => {
                 world.judge.borrow_mut().objects(|| format!("{} left something behind: {error}", self.number));
             }

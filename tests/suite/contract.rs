@@ -680,6 +680,7 @@ impl<'a, S: Store> Attempt<'a, S> {
                 Happening::Evicted { node, .. } => format!("evicted {}", node.name.sequence().number()),
                 Happening::NearlyUsedUp { .. } => "nearly used up".to_owned(),
                 Happening::LeftBehind { error } => error.to_string(),
+                Happening::GivenUp { .. } => "given up".to_owned(),
             };
             self.told.borrow_mut().push((self.started.elapsed().as_millis(), text));
         };

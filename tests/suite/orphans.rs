@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use zookeeper_client::{Acl, AuthId, Permission};
 
-use super::bench::{BINARY, Bench, HOLD, LIMIT, Run, kill_tree, on_every_store};
+use super::bench::{BINARY, Bench, HOLD, LIMIT, Run, kill_tree, on_every_store, wait_until};
 use super::names::Old;
 use super::proxy::{Direction, Proxy};
 use super::terminal::Terminal;
@@ -216,6 +216,32 @@ fn a_host_that_never_comes_back_is_cleared_by_hand_and_not_while_its_marker_live
     assert_eq!(told.matches("hint: ").count(), 1, "{told}");
     bench.run(["unlock", "--if-dead", &node]).failed(1, &format!("no such lock: {node}"));
     assert!(bench.queue("/x").is_empty());
+}
+
+#[test]
+fn who_looks_once_is_told_that_an_orphan_is_in_the_way() {
+    let bench = hasty();
+    let (elsewhere, lost) = bench.on_a_lost_host();
+    let holder = elsewhere.hold(["-n", "/x"]).ready();
+    let node = format!("/x/{}", bench.queue("/x")[0]);
+    let living = bench.run(["-q", "--no-wait", "-n", "/x", "true"]).failed(124, "not acquired in time: /x, behind /x/");
+    assert_eq!(living.stderr.lines().count(), 1, "{living:?}");
+    kill_tree(holder.pid());
+    drop(lost);
+    // Until its session has expired it lives, for all that anybody knows.
+    let mut told = String::new();
+    wait_until("somebody is told", || {
+        let skipped = bench.run(["-q", "--no-wait", "-E", "0", "-n", "/x", "true"]);
+        assert_eq!(skipped.code(), 0);
+        told = skipped.stderr;
+        told.lines().count() == 3
+    });
+    let lines: Vec<&str> = told.lines().collect();
+    assert!(lines[0].starts_with(&format!("syncd-spawn: {node}: its owner (pid {} on ", holder.pid())), "{told}");
+    assert!(lines[2].starts_with("syncd-spawn: not acquired in time: /x, behind "), "{told}");
+    let typed = lines[1].strip_prefix("hint: ").unwrap();
+    type_in(&bench, program().path(), typed).finish().good();
+    bench.run(["-q", "--no-wait", "-n", "/x", "true"]).good();
 }
 
 #[test]
