@@ -11,17 +11,15 @@ mod link;
 mod owned;
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::future::{Future, pending};
 use std::rc::Rc;
 use std::time::Duration;
 
-use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{info, warn};
 
 use self::bound::{Bound, Tie};
-use self::burial::Orphan;
+use self::burial::Ahead;
 use self::entering::Entering;
 use self::link::Link;
 #[cfg(test)]
@@ -54,12 +52,7 @@ pub struct Recipe<E: Ensemble> {
     side: Cell<SideTree>,
     /// What was listed together with our first look at our own node.
     first_look: RefCell<Option<(LockPath, Vec<String>)>>,
-    has_forgotten_the_removed: Cell<bool>,
-    /// Who stood in front of us at the last look, and whom of them nobody vouches for.
-    ahead: RefCell<Vec<NodeName>>,
-    orphans: RefCell<HashMap<NodeName, Orphan>>,
-    /// Locked while one is removed.
-    burying: Mutex<()>,
+    ahead: Ahead,
 }
 
 struct Loose {
@@ -90,10 +83,7 @@ impl<E: Ensemble> Recipe<E> {
             own: RefCell::default(),
             side: Cell::new(SideTree::Untried),
             first_look: RefCell::default(),
-            has_forgotten_the_removed: Cell::default(),
-            ahead: RefCell::default(),
-            orphans: RefCell::default(),
-            burying: Mutex::default(),
+            ahead: Ahead::default(),
         };
         let is_connected = match limit {
             Limit::Once(until) => timeout_at(until, store.link.connect_once()).await.unwrap_or_default(),
@@ -145,7 +135,7 @@ impl<E: Ensemble> Recipe<E> {
             biased;
             gone = vouching => gone,
             buried = async {
-                if !self.has_forgotten_the_removed.replace(true) {
+                if !self.ahead.has_forgotten_the_removed.replace(true) {
                     match self.forget_the_removed(session, lock).await {
                         Ok(()) | Err(Failure::Said(_)) => {}
                         Err(failure) => return Err(failure),
@@ -328,7 +318,7 @@ impl<E: Ensemble> Store for Recipe<E> {
             }
             let own = self.own().filter(|own| own.lock == *lock);
             if let Some(own) = &own {
-                self.ahead.replace(queue.ahead_of(&own.name).cloned().collect());
+                self.ahead.names.replace(queue.ahead_of(&own.name).cloned().collect());
             }
             let ours = own.filter(|own| queue.standing(&own.name) == Standing::Held);
             // Once is enough: on a slow way it is never surer than that, and whoever works under it is told in time.
@@ -388,7 +378,7 @@ impl<E: Ensemble> Store for Recipe<E> {
                 watched = async {
                     let watched = self.watch(&session, &path).await;
                     // If it is our doing, the answer comes after the event, and there is something to say.
-                    drop(self.burying.lock().await);
+                    drop(self.ahead.burying.lock().await);
                     watched
                 } => watched,
                 looked = self.look_now_and_then(&session, &path) => looked.map(|()| Watched::Gone),

@@ -3,10 +3,12 @@
 //! A contender is removed in one transaction with making its marker and deleting it again. That is refused while the marker
 //! lives; and it leaves nothing behind.
 
-use std::collections::HashSet;
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::time::Duration;
 
+use tokio::sync::Mutex;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
@@ -16,9 +18,21 @@ use crate::lock::{Expected, LockPath, Mark, NodeName, Ownership, Queue, Removal,
 use crate::planted::{Mistake, planted};
 use crate::store::ensemble::{Ensemble, Failure, Lasting, Node, Operation, Refusal, Session, Watched};
 
+/// What a wait knows of those in front of us.
+#[derive(Default)]
+pub struct Ahead {
+    /// They, as of the last look.
+    pub names: RefCell<Vec<NodeName>>,
+    /// Whom of them nobody vouches for.
+    orphans: RefCell<HashMap<NodeName, Orphan>>,
+    /// Locked while one is removed.
+    pub burying: Mutex<()>,
+    pub has_forgotten_the_removed: Cell<bool>,
+}
+
 /// How long we have seen that nobody vouches for somebody in front of us.
 #[derive(Clone, Copy)]
-pub struct Orphan {
+struct Orphan {
     /// By the ensemble's clock.
     since: Duration,
     told: Edition,
@@ -188,7 +202,7 @@ impl<E: Ensemble> Recipe<E> {
 
     /// One look at somebody in front of us; says what is to be done next.
     async fn bury_if_orphaned(&self, session: &Rc<E::Session>, lock: &LockPath, name: &NodeName) -> Result<Next, Failure> {
-        let known = self.orphans.borrow_mut().remove(name);
+        let known = self.ahead.orphans.borrow_mut().remove(name);
         let (version, testimony, told) = match self.find_orphan(session, lock, name).await? {
             Finding::Gone => return Ok(Next::Gone),
             Finding::Vouched => return Ok(Next::Look),
@@ -197,7 +211,7 @@ impl<E: Ensemble> Recipe<E> {
         };
         let now = self.link.clock();
         let orphan = known.filter(|orphan| orphan.told == told).unwrap_or(Orphan { since: now, told });
-        self.orphans.borrow_mut().insert(name.clone(), orphan);
+        self.ahead.orphans.borrow_mut().insert(name.clone(), orphan);
         let abandon_after = testimony.as_ref().and_then(|testimony| testimony.abandon_after);
         let mark = if planted(Mistake::BuriesWhoeverIsOrphaned) { Mark::Waiting } else { Mark::of(version) };
         let (bound_to, after) = match verdict(mark, abandon_after) {
@@ -211,10 +225,10 @@ impl<E: Ensemble> Recipe<E> {
             self.tell_that_it_is_orphaned(session, name, testimony, told).await?;
             return Ok(Next::LookAfter(left.min(LOOK_AGAIN)));
         }
-        let _burying = self.burying.lock().await;
+        let _burying = self.ahead.burying.lock().await;
         match self.remove_with(session, lock, name, Expected::Orphaned(version), bound_to).await? {
             Removal::Removed => {
-                self.orphans.borrow_mut().remove(name);
+                self.ahead.orphans.borrow_mut().remove(name);
                 let node = lock.node(name);
                 match bound_to {
                     None => info!("removed {node}: it waited, and nobody vouches for it any more"),
@@ -246,7 +260,7 @@ impl<E: Ensemble> Recipe<E> {
         operations.push((Part::Testimony, set));
         if let Outcome::Done(_) = self.transact(session, operations).await? {
             // Not by its owner, so it does not count.
-            if let Some(orphan) = self.orphans.borrow_mut().get_mut(name).filter(|orphan| orphan.told == told) {
+            if let Some(orphan) = self.ahead.orphans.borrow_mut().get_mut(name).filter(|orphan| orphan.told == told) {
                 orphan.told.version = told.version.wrapping_add(1);
             }
         }
@@ -302,7 +316,7 @@ impl<E: Ensemble> Recipe<E> {
         };
         let beside: HashSet<String> = beside.into_iter().collect();
         let is_orphaned = |id: &str| !beside.contains(id) && beside.contains(&format!("{id}{TESTIMONY}"));
-        let ahead = self.ahead.borrow().clone();
+        let ahead = self.ahead.names.borrow().clone();
         for name in ahead.iter().filter(|name| id_of(name).is_some_and(is_orphaned)) {
             self.bury_if_orphaned(session, lock, name).await?;
         }
