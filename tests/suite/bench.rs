@@ -160,7 +160,7 @@ impl Bench {
         let path = format!("{}{lock}", self.chroot);
         let mut names = match self.file(lock) {
             Some(directory) => visible(&directory),
-            None => self.admin(async move |client| match client.list_children(&path).await {
+            None => self.inspect(&async |client| match client.list_children(&path).await {
                 Err(zookeeper_client::Error::NoNode) => Ok(Vec::new()),
                 listed => listed,
             }),
@@ -211,7 +211,7 @@ impl Bench {
             return fs::read(file).expect("it is there");
         }
         let path = format!("{}{path}", self.chroot);
-        self.admin(async move |client| client.get_data(&path).await.map(|(data, _)| data))
+        self.inspect(&async |client| client.get_data(&path).await.map(|(data, _)| data))
     }
 
     /// What is kept beside the locks about their contenders: a marker each, and what its owner says of itself.
@@ -250,8 +250,8 @@ impl Bench {
             found.sort();
             return found;
         }
-        let root = self.chroot.clone();
-        self.admin(async move |client| {
+        let root = &self.chroot;
+        self.inspect(&async |client| {
             let (mut found, mut next) = (Vec::new(), vec![root.clone()]);
             while let Some(path) = next.pop() {
                 let is_side_tree = path.ends_with(&format!("/{SIDE_TREE}"));
@@ -270,20 +270,46 @@ impl Bench {
 
     /// Speaks to the server without the program under test.
     pub fn admin<T>(&self, work: impl AsyncFnOnce(&Client) -> Result<T, zookeeper_client::Error>) -> T {
+        self.attempt(work).expect("the server does it")
+    }
+
+    /// The same for what only reads, so it may be asked again: where sessions are short a connection is given up after a fraction
+    /// of a second without an answer, and a busy machine may take that long.
+    fn inspect<T>(&self, work: &impl AsyncFn(&Client) -> Result<T, zookeeper_client::Error>) -> T {
+        let mut found = None;
+        wait_until("the server answers", || match self.attempt(work) {
+            Ok(done) => found.replace(done).is_none(),
+            Err(error) if is_no_answer(&error) => false,
+            Err(error) => panic!("the server does not do it: {error}"),
+        });
+        found.expect("it answered")
+    }
+
+    fn attempt<T>(
+        &self,
+        work: impl AsyncFnOnce(&Client) -> Result<T, zookeeper_client::Error>,
+    ) -> Result<T, zookeeper_client::Error> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let mut connected = None;
+        wait_until("the server is there", || {
+            let connector = Client::connector().with_session_timeout(Duration::from_secs(20));
+            connected = runtime.block_on(connector.connect(&self.servers)).ok();
+            connected.is_some()
+        });
+        let client = connected.expect("the server is there");
         runtime.block_on(async {
-            let client = Client::connector()
-                .with_session_timeout(Duration::from_secs(20))
-                .connect(&self.servers)
-                .await
-                .expect("the server is there");
-            let done = work(&client).await.expect("the server does it");
+            let done = work(&client).await;
             let mut state = client.state_watcher();
             drop(client);
             while !state.changed().await.is_terminated() {}
             done
         })
     }
+}
+
+fn is_no_answer(error: &zookeeper_client::Error) -> bool {
+    use zookeeper_client::Error;
+    matches!(error, Error::ConnectionLoss | Error::SessionExpired | Error::Timeout | Error::NoHosts | Error::Custom(_))
 }
 
 pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
