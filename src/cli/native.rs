@@ -24,9 +24,6 @@ use crate::supervise::{Orphans, Target};
 /// So much of a value that is not usable is shown, in characters.
 const LONGEST_ECHO: usize = 60;
 
-/// A longer promise is as good.
-const LONGEST_PROMISE: Duration = Duration::from_hours(24 * 365 * 100);
-
 /// The words of options, and what they stand for.
 const LOCK_TYPES: [(&str, Mode); 3] = [("lock", Mode::Lock), ("rlock", Mode::Read), ("wlock", Mode::Write)];
 const ORPHANS: [(&str, Orphans); 3] = [("kill", Orphans::Kill), ("wait", Orphans::Wait), ("leave", Orphans::Leave)];
@@ -420,7 +417,7 @@ impl SpawnOnly {
                 "--abandon-after {after} is too short for --grace {grace}: it has to be {shortest} at least"
             ));
         }
-        Ok(LifetimeChoice::Promised { abandon_after: after.min(LONGEST_PROMISE) })
+        Ok(LifetimeChoice::Promised { abandon_after: after })
     }
 }
 

@@ -13,15 +13,19 @@ use crate::lock::{Identifier, LockPath};
 
 pub const DEFAULT_CHROOT: &str = "/devops";
 
-/// `90s`, `1m30s`, `500ms`, or a bare number of seconds.
+/// A longer time is as good, and the clock has no room for every one.
+const LONGEST: Duration = Duration::from_hours(24 * 365 * 100);
+
+/// `90s`, `1m30s`, `500ms`, or a bare number of seconds; a century where it is more.
 pub fn duration(text: &str) -> Result<Duration, String> {
     if text.starts_with(|first: char| first.is_ascii_digit() || first == '.')
         && text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.')
     {
         let seconds: f64 = text.parse().map_err(|_| "it is no number of seconds".to_owned())?;
-        return Duration::try_from_secs_f64(seconds).map_err(|_| "it is too long".to_owned());
+        return Ok(Duration::try_from_secs_f64(seconds).unwrap_or(LONGEST).min(LONGEST));
     }
-    humantime::parse_duration(text).map_err(|error| format!("{error} (write 90s, 1m30s, 500ms, or a number of seconds)"))
+    let parsed = humantime::parse_duration(text);
+    parsed.map(|time| time.min(LONGEST)).map_err(|error| format!("{error} (write 90s, 1m30s, 500ms, or a number of seconds)"))
 }
 
 pub fn positive_duration(text: &str) -> Result<Duration, String> {
@@ -108,7 +112,10 @@ mod tests {
         {
             assert_eq!(duration(text), Ok(Duration::from_millis(milliseconds)), "{text}");
         }
-        for text in ["", "-1", "1x", "s", "1.2.3", "inf", "nan", "1e3", "99999999999999999999999"] {
+        for long in ["18000000000000000000", "99999999999999999999999", "5000000000000000s", "101years"] {
+            assert_eq!(duration(long), Ok(LONGEST), "{long}");
+        }
+        for text in ["", "-1", "1x", "s", "1.2.3", "inf", "nan", "1e3", "9999999999999999999999s"] {
             assert!(duration(text).is_err(), "{text}");
         }
         assert!(positive_duration("0").is_err());

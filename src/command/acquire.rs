@@ -4,13 +4,13 @@ use std::cell::Cell;
 use std::future::pending;
 use std::io;
 use std::pin::pin;
-use std::time::SystemTime;
 
 use tokio::time::timeout_at;
 use tracing::{info, warn};
 
 use super::reap::Reaper;
 use super::{Address, Context, Unless, Voice, Wish, say_what_is_left};
+use crate::clock::date;
 use crate::error::Error;
 use crate::exit;
 use crate::lock::{
@@ -111,7 +111,7 @@ fn tell(address: &Address, voice: &Voice, told: &mut Option<NodeName>, happening
         Happening::Waiting { lock, predecessor, reading, ownership, ahead } => {
             let who = match reading {
                 Reading::There(contender) => {
-                    let since = humantime::format_rfc3339_seconds(contender.since.max(SystemTime::UNIX_EPOCH));
+                    let since = date(contender.since);
                     format!("'{}' {} since {since}", contender.identifier, lock.node(predecessor))
                 }
                 Reading::Missing => return,
@@ -161,7 +161,7 @@ fn tell(address: &Address, voice: &Voice, told: &mut Option<NodeName>, happening
 fn orphaned(ownership: &Ownership) -> Option<String> {
     let Ownership::Orphaned { owner, since, abandon_after } = ownership else { return None };
     let owner = owner.as_ref().map(|owner| format!(" ({owner})")).unwrap_or_default();
-    let since = since.map(|since| format!(" since {}", humantime::format_rfc3339_seconds(since.max(SystemTime::UNIX_EPOCH))));
+    let since = since.map(|since| format!(" since {}", date(since)));
     let promise = abandon_after.map(|time| format!(" and stops its command within {}", humantime::format_duration(time)));
     Some(format!("owner{owner} is dead or cut off{}{}", since.unwrap_or_default(), promise.unwrap_or_default()))
 }
@@ -188,7 +188,7 @@ fn hint_once(address: &Address, voice: &Voice, told: &mut Option<NodeName>, orph
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::time::{Duration, SystemTime};
 
     use super::*;
     use crate::command::Slash;

@@ -1,11 +1,10 @@
 //! `list`: prints a queue in order.
 
 use std::io::ErrorKind;
-use std::time::SystemTime;
-
 use tracing::warn;
 
 use super::{Context, Layout, Unless};
+use crate::clock::date;
 use crate::error::Error;
 use crate::exit;
 use crate::lock::{Limit, LockPath, NodeName, Owner, Ownership, Queue, Reading, Standing, Store, StoreError};
@@ -85,13 +84,13 @@ fn row(lock: &LockPath, queue: &Queue, name: &NodeName, reading: Reading, owners
         Standing::UsedUp => "stuck",
     };
     let (identifier, since) = match reading {
-        Reading::There(contender) => (contender.identifier.to_string(), time(contender.since)),
+        Reading::There(contender) => (contender.identifier.to_string(), date(contender.since).to_string()),
         Reading::Missing => return None,
         Reading::Forbidden => (NO_PERMISSION.to_owned(), NOTHING.to_owned()),
     };
     let (owner, text) = match ownership {
         Ownership::Owned(owner) => (Some(owner), "alive".to_owned()),
-        Ownership::Orphaned { owner, since: Some(since), .. } => (owner.as_ref(), format!("orphaned since {}", time(*since))),
+        Ownership::Orphaned { owner, since: Some(since), .. } => (owner.as_ref(), format!("orphaned since {}", date(*since))),
         Ownership::Orphaned { owner, since: None, .. } => (owner.as_ref(), "orphaned".to_owned()),
         Ownership::Unknown => (None, "unknown".to_owned()),
     };
@@ -103,13 +102,9 @@ fn row(lock: &LockPath, queue: &Queue, name: &NodeName, reading: Reading, owners
     Some([state.to_owned(), identifier, host, pid, since, text, lock.node(name).to_string()])
 }
 
-fn time(time: SystemTime) -> String {
-    humantime::format_rfc3339_seconds(time.max(SystemTime::UNIX_EPOCH)).to_string()
-}
-
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::time::{Duration, SystemTime};
 
     use super::*;
     use crate::lock::{Contender, Identifier};

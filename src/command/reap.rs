@@ -19,6 +19,7 @@ use tracing::{info, warn};
 
 use self::agenda::{Agenda, Look, age};
 use super::{Address, Context, LOOK_TIMEOUT, Unless, WaitLimit};
+use crate::clock::date;
 use crate::error::Error;
 use crate::exit;
 use crate::journal::{Age, Dead, Entry, Family, Journal, Life, StateDir};
@@ -162,7 +163,7 @@ async fn clear(
         let node = lock.node(name);
         match store.leave(&lock, name, Expected::Anything).await.map_err(|error| error.to_string())? {
             Removal::Removed => {
-                let since = humantime::format_rfc3339_seconds(since);
+                let since = date(since);
                 warn!("removed {node}: nobody lives who could work under it (pid {pid} on {host} since {since})");
                 removed.push(node);
             }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::SystemTime;
 
+use crate::clock::date;
 use crate::lock::{AbsolutePath, LockPath, NodeName, id_of};
 use crate::store::Servers;
 
@@ -89,7 +90,7 @@ impl Entry {
 
     /// The line that says since when it is known to be dead.
     pub fn dead_line(since: SystemTime) -> String {
-        format!("dead {}\n", time(since))
+        format!("dead {}\n", date(since))
     }
 
     /// Whether these servers have what it tells of. One that both name is enough, for it belongs to one ensemble.
@@ -102,7 +103,7 @@ impl Entry {
 impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Entry { servers, chroot, lock, family, host, boot, pid, since, dead } = self;
-        let since = time(*since);
+        let since = date(*since);
         write!(
             f,
             "{VERSION}\nservers {servers}\nchroot {chroot}\nlock {lock}\nfamily {family}\nhost {host}\nboot {boot}\npid {pid}\n\
@@ -110,10 +111,6 @@ impl fmt::Display for Entry {
         )?;
         dead.map_or(Ok(()), |dead| f.write_str(&Entry::dead_line(dead)))
     }
-}
-
-fn time(time: SystemTime) -> humantime::Rfc3339Timestamp {
-    humantime::format_rfc3339_seconds(time.max(SystemTime::UNIX_EPOCH))
 }
 
 /// The lines by their keys, each of which may stand there once.

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use super::contender::{Identifier, NodeName};
 use super::path::LockPath;
+use crate::clock::date;
 
 const VERSION: &str = "syncd-spawn-owner 1";
 /// As much of a command as anybody reads, in bytes.
@@ -104,7 +105,7 @@ impl Testimony {
 impl fmt::Display for Testimony {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Testimony { lock, owner: Owner { host, boot, pid, started, command }, abandon_after, is_orphaned } = self;
-        let started = humantime::format_rfc3339_seconds((*started).max(SystemTime::UNIX_EPOCH));
+        let started = date(*started);
         write!(f, "{VERSION}\nlock {lock}\nhost {host}\nboot {boot}\n")?;
         if let Some(pid) = pid {
             writeln!(f, "pid {pid}")?;

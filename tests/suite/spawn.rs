@@ -13,6 +13,7 @@ use super::bench::{BINARY, Bench, Run, make_executable, on_every_store};
 on_every_store!(
     arguments_environment_and_directory_arrive_untouched,
     all_exit_codes_pass,
+    however_long_a_time_is_nothing_of_ours_overflows,
     a_good_command_is_silent_but_for_three_lines_on_standard_error,
     the_lock_is_held_while_the_command_runs_and_gone_when_it_has_ended,
     a_lock_without_a_name_is_named_after_the_command,
@@ -33,6 +34,19 @@ fn all_exit_codes_pass(bench: &Bench) {
         assert_eq!(ended.code(), code);
     }
     assert!(bench.queue("/codes").is_empty());
+}
+
+fn however_long_a_time_is_nothing_of_ours_overflows(bench: &Bench) {
+    let longest = "18000000000000000000";
+    for option in ["-t", "-p", "-k", "--grace", "--release-timeout"] {
+        let free = bench.run([option, longest, "-n", "/long", "--", "sh", "-c", "exit 7"]);
+        assert_eq!((free.code(), free.stderr.contains("panicked")), (7, false), "{option}: {free:?}");
+        let holder = bench.hold(["-n", "/long"]).ready();
+        let waiter = bench.hold(["-n", "/long", option, longest]).waits();
+        holder.finish().good();
+        waiter.ready().finish().good();
+        assert!(bench.queue("/long").is_empty());
+    }
 }
 
 fn a_good_command_is_silent_but_for_three_lines_on_standard_error(bench: &Bench) {
