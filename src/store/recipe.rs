@@ -252,10 +252,11 @@ impl<E: Ensemble> Recipe<E> {
                 StoreError::Unsettled { prefix, place: self.link.place(), cause }
             };
             let session = timeout_at(until, self.link.session()).await.map_err(|_| unsettled(self.link.trouble()))?;
-            match self.sweep(&session, lock, None).await {
-                Ok(()) => self.forget_loose(lock),
-                Err(Failure::InDoubt(_)) => {}
-                Err(Failure::Said(refusal)) => return Err(unsettled(refusal.to_string())),
+            match timeout_at(until, self.sweep(&session, lock, None)).await {
+                Ok(Ok(())) => self.forget_loose(lock),
+                Ok(Err(Failure::InDoubt(_))) => {}
+                Ok(Err(Failure::Said(refusal))) => return Err(unsettled(refusal.to_string())),
+                Err(_) => return Err(unsettled("no answer in time".to_owned())),
             }
         }
         Ok(removal)
@@ -274,7 +275,8 @@ impl<E: Ensemble> Recipe<E> {
             let Ok(session) = timeout_at(until, self.link.session()).await else {
                 return Err(not_removed(self.link.trouble()));
             };
-            match self.remove_once(&session, lock, name, expected).await {
+            let asked = timeout_at(until, self.remove_once(&session, lock, name, expected)).await;
+            match asked.map_err(|_| not_removed("no answer in time".to_owned()))? {
                 // The name is never used again, so it is our own delete that was carried out.
                 Ok(Removal::Missing) if in_doubt => return Ok(Removal::Removed),
                 Ok(removal) => return Ok(removal),

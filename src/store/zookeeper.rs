@@ -469,7 +469,6 @@ fn failure(error: &Error) -> Failure {
         | Error::NotEmpty
         | Error::NoChildrenForEphemerals
         | Error::QuotaExceeded
-        | Error::Throttled
         | Error::BadArguments(_)
         | Error::MarshallingError
         | Error::Unimplemented

@@ -393,7 +393,6 @@ fn counted(server: &Server, bench: &Bench, work: impl FnOnce(&Bench, &Proxy)) ->
 
 #[test]
 fn whoever_is_alone_takes_as_many_round_trips_and_transactions_as_without_a_marker() {
-    const GET_ACL: i32 = 6;
     let server = Server::start("");
     let bench = Bench::on(&server.address());
     bench.run(["-n", "/x", "true"]).good();
@@ -408,7 +407,7 @@ fn whoever_is_alone_takes_as_many_round_trips_and_transactions_as_without_a_mark
     let end = of(&[Request::Close]);
     let looks = of(&[Request::Exists, Request::List]);
     let (connect, release) = (of(&[Request::Connect]), vec![MULTI]);
-    let expected = [connect, vec![GET_ACL; 2], vec![MULTI], looks, watch, release, end];
+    let expected = [connect, vec![Request::Permissions as i32; 2], vec![MULTI], looks, watch, release, end];
     assert_eq!(marked, expected);
     // The same by hand, one after the other, and without a marker.
     let directory = format!("{}/x", bench.chroot());
@@ -425,7 +424,7 @@ fn whoever_is_alone_takes_as_many_round_trips_and_transactions_as_without_a_mark
     });
     let plainly =
         [Request::Create, Request::List, Request::Exists, Request::Delete, Request::Close].map(|request| of(&[request]));
-    let plainly = [of(&[Request::Connect]), vec![GET_ACL]].into_iter().chain(plainly).collect::<Vec<_>>();
+    let plainly = [of(&[Request::Connect]), of(&[Request::Permissions])].into_iter().chain(plainly).collect::<Vec<_>>();
     assert_eq!(plain, plainly);
     assert_eq!((marked.len(), took), (plain.len(), plainly_took));
 }

@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::bench::Bench;
+use super::bench::{Bench, wait_until};
 use super::proxy::{Direction, Ending, Fate, Proxy, Request};
 use super::zookeeper::Server;
 
@@ -267,6 +267,81 @@ fn no_wait_does_not_wait_for_a_server_that_went_away() {
         run.end().failed(125, "");
         assert_eq!(proxy.lost(), 1);
     }
+}
+
+#[test]
+fn servers_that_are_all_slow_to_let_us_in_get_more_time() {
+    let bench = Bench::zookeeper();
+    let proxies = [(); 2].map(|()| Proxy::start(bench.servers(), &[]));
+    let slowly = |by| proxies.iter().for_each(|proxy| proxy.delay(Direction::ToClient, by));
+    slowly(Duration::from_millis(1500));
+    let holder = bench.through(&proxies.each_ref().map(Proxy::address).join(",")).hold(["-n", "/x"]);
+    wait_until("it is let in", || {
+        proxies.iter().flat_map(Proxy::flights).any(|flight| flight.contains(&(Request::Permissions as i32)))
+    });
+    slowly(Duration::ZERO);
+    holder.ready().finish().good();
+}
+
+/// Longer than the limits that are tried with it, and shorter than what an answer may take.
+const NOT_AN_ANSWER: Duration = Duration::from_secs(6);
+
+#[test]
+fn a_limit_and_a_signal_do_not_wait_for_an_answer_as_long_as_nothing_was_written() {
+    let silent = &[(Request::Permissions, Fate::Blackhole(Direction::ToServer))];
+    let bench = Bench::zookeeper();
+    let proxy = Proxy::start(bench.servers(), silent);
+    let started = Instant::now();
+    bench.through(&proxy.address()).run(["-t", "1s", "-n", "/x", "true"]).failed(124, "not acquired in time: /x");
+    assert!(started.elapsed() < NOT_AN_ANSWER, "{:?}", started.elapsed());
+    for number in [libc::SIGTERM, libc::SIGINT] {
+        let proxy = Proxy::start(bench.servers(), silent);
+        let run = bench.through(&proxy.address()).start(["-n", "/x", "true"]);
+        proxy.loses(1);
+        let asked = Instant::now();
+        run.signal(number);
+        assert_eq!(run.end().died_of(), number);
+        assert!(asked.elapsed() < NOT_AN_ANSWER, "{:?}", asked.elapsed());
+    }
+    assert!(bench.queue("/x").is_empty());
+}
+
+#[test]
+fn a_release_is_given_up_at_its_limit_though_an_answer_is_due() {
+    let bench = Bench::zookeeper();
+    let proxy = Proxy::start(bench.servers(), &[]);
+    let holder = bench.through(&proxy.address()).hold(["--release-timeout", "1s", "-n", "/x"]).ready();
+    proxy.answers(&[Request::Exists as i32]);
+    proxy.blackhole(Direction::ToServer);
+    let finished = Instant::now();
+    holder.finish().failed(125, "could not be removed");
+    assert!(finished.elapsed() < NOT_AN_ANSWER, "{:?}", finished.elapsed());
+}
+
+#[test]
+fn an_answer_that_lay_there_while_we_stood_still_is_not_believed() {
+    let bench = Bench::zookeeper();
+    bench.run(["-n", "/x", "true"]).good();
+    // It looks at the queue for the first time, and stands still when it is told that it is alone.
+    let looks = [Request::Exists as i32, Request::List as i32];
+    let proxy = Proxy::start(bench.servers(), &[(Request::Exists, Fate::Blackhole(Direction::ToClient))]);
+    let run = bench.through(&proxy.address()).hold(["-n", "/x"]);
+    wait_until("it looks", || proxy.flights().last().is_some_and(|flight| *flight == looks));
+    run.stop();
+    let asked = Instant::now();
+    proxy.heal();
+    proxy.answers(&looks);
+    let node = &bench.queue("/x")[0];
+    bench.remove(&format!("/x/{node}"));
+    let other = bench.hold(["-n", "/x"]).ready();
+    // For longer than an answer may take.
+    thread::sleep(Duration::from_secs(9).saturating_sub(asked.elapsed()));
+    run.signal(libc::SIGCONT);
+    let run = run.waits();
+    run.warns(&format!("{node} was removed while we waited"));
+    assert!(!run.stdout().contains("ready"));
+    other.finish().good();
+    run.ready().finish().good();
 }
 
 #[test]

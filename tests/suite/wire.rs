@@ -12,6 +12,8 @@ pub enum Request {
     Read = 4,
     /// What a contender does to its own node when it begins to wait, and when it comes to its turn.
     Mark = 5,
+    /// What a contender asks for first.
+    Permissions = 6,
     List = 8,
     Sync = 9,
 }

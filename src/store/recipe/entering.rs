@@ -112,7 +112,7 @@ impl<'r, E: Ensemble> Entering<'r, E> {
     async fn step(
         &mut self,
         session: Rc<E::Session>,
-        give_up: Pin<&mut impl Future<Output = ()>>,
+        mut give_up: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<Option<Result<Entry, StoreError>>, Failure> {
         if let Some(unanswered) = self.in_doubt
             && !self.may_ask_again(&session, unanswered)
@@ -134,17 +134,25 @@ impl<'r, E: Ensemble> Entering<'r, E> {
             }
             (None, Some(place)) => {
                 self.place = Some(place);
-                self.come_in(&session).await
+                self.come_in(&session, give_up).await
             }
             (None, None) => {
-                if self.has_a_way_out(&session).await? {
-                    self.create(&session, give_up).await?;
+                let has_a_way_out = tokio::select! {
+                    biased;
+                    has_one = self.has_a_way_out(&session) => has_one?,
+                    () = give_up.as_mut() => {
+                        self.ends_with(Ok(Entry::GaveUp));
+                        false
+                    }
+                };
+                if has_a_way_out {
+                    self.create(&session, give_up.as_mut()).await?;
                 }
                 if self.place.is_none() || self.in_doubt.is_some() {
                     return Ok(None);
                 }
                 if self.recipe.loose_in(self.lock).is_empty() {
-                    return self.come_in(&session).await;
+                    return self.come_in(&session, give_up).await;
                 }
                 // The others first.
                 self.recipe.loosen(self.lock, self.claim.family());
@@ -155,7 +163,11 @@ impl<'r, E: Ensemble> Entering<'r, E> {
 
     /// Finds out when our node was made, which the answer to a transaction does not tell in 3.8.0 (ZOOKEEPER-4026); and who is
     /// there, in the same flight, for that is what is asked next.
-    async fn come_in(&mut self, session: &Rc<E::Session>) -> Result<Option<Result<Entry, StoreError>>, Failure> {
+    async fn come_in(
+        &mut self,
+        session: &Rc<E::Session>,
+        give_up: Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<Option<Result<Entry, StoreError>>, Failure> {
         let Some(mut place) = self.place.clone() else { return Ok(None) };
         if !self.is_token_known {
             let path = format!("{}/{}", self.directory, place.name);
@@ -168,7 +180,15 @@ impl<'r, E: Ensemble> Entering<'r, E> {
                     (stat, listing) => Ok((stat, listing.ok())),
                 }
             };
-            let (stat, listing) = match self.recipe.link.ask(session, looked).await {
+            let looked = tokio::select! {
+                biased;
+                looked = self.recipe.link.ask(session, looked) => looked,
+                () = give_up => {
+                    self.ends_with(Ok(Entry::GaveUp));
+                    return Ok(None);
+                }
+            };
+            let (stat, listing) = match looked {
                 Err(Failure::Said(refusal)) => {
                     self.ends_with(Err(self.refused("to show us in", &refusal)));
                     return Ok(None);

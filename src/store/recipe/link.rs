@@ -13,7 +13,8 @@ use tracing::{debug, info, warn};
 use crate::planted::{Mistake, planted};
 use crate::store::ensemble::{Ensemble, Failure, OpenError, Refusal, Session, SessionId};
 
-/// How long a server may take to give us a session, where another could be tried instead, and where not.
+/// How long a server may take to give us a session, where another could be tried instead, and where not. If none did it in time
+/// they get twice as long, for they may all be slow.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(2);
 const OPEN_TIMEOUT_ALONE: Duration = Duration::from_secs(8);
 /// An answer that takes longer is taken for lost.
@@ -47,11 +48,14 @@ struct State<S: Session> {
     /// Whether there never was one: then we cannot have seen anything that a server has not.
     is_first: bool,
     pause: Duration,
+    /// How long a server may take.
+    within: Duration,
 }
 
 impl<E: Ensemble> Link<E> {
     pub fn new(ensemble: E) -> Link<E> {
-        let state = Mutex::new(State { session: None, resume: None, is_first: true, pause: Duration::ZERO });
+        let within = Duration::ZERO;
+        let state = Mutex::new(State { session: None, resume: None, is_first: true, pause: Duration::ZERO, within });
         let (is_answered, is_told, may_be_behind) = (Cell::new(true), Cell::new(false), Cell::new(true));
         Link { ensemble, state, trouble: RefCell::default(), is_answered, is_told, connected: Cell::default(), may_be_behind }
     }
@@ -130,7 +134,9 @@ impl<E: Ensemble> Link<E> {
 
     async fn try_all(&self, state: &mut State<E::Session>) {
         let servers = &self.ensemble.servers().servers;
-        let within = if servers.len() == 1 { OPEN_TIMEOUT_ALONE } else { OPEN_TIMEOUT };
+        let shortest = if servers.len() == 1 { OPEN_TIMEOUT_ALONE } else { OPEN_TIMEOUT };
+        let within = state.within.clamp(shortest, OPEN_TIMEOUT_ALONE);
+        state.within = Duration::ZERO;
         let first = (self.ensemble.random() % servers.len() as u128) as usize;
         let (before, after) = servers.split_at(first);
         for server in after.iter().chain(before) {
@@ -166,6 +172,7 @@ impl<E: Ensemble> Link<E> {
             debug!("{server}: {cause}");
             self.trouble.replace(if servers.len() == 1 { cause } else { format!("{server}: {cause}") });
         }
+        state.within = within * 2;
     }
 
     /// Asks once, for an answer in time. What is in doubt ends the connection, so that the next request goes by a new one.
@@ -187,9 +194,11 @@ impl<E: Ensemble> Link<E> {
         session: &Rc<E::Session>,
         request: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, Failure> {
+        let sent = self.clock();
         let answer = match timeout(time, request).await {
-            Ok(answer) => answer,
-            Err(_) => Err(Failure::InDoubt(format!("no answer in {}", humantime::format_duration(time)))),
+            // It may have lain there while we stood still, and is not true any more.
+            Ok(answer) if self.clock().saturating_sub(sent) <= time => answer,
+            Ok(_) | Err(_) => Err(Failure::InDoubt(format!("no answer in {}", humantime::format_duration(time)))),
         };
         match &answer {
             Ok(_) | Err(Failure::Said(_)) => {
