@@ -21,7 +21,7 @@ use std::time::{Duration, SystemTime};
 use nix::errno::Errno;
 use nix::unistd::{Uid, geteuid};
 
-pub use self::entry::{Entry, EntryError, Family};
+pub use self::entry::{Entry, EntryError, Family, Seen};
 use crate::local::{Dir, Trouble, Watch, Watches, boot, check_file_system, errno, host};
 use crate::lock::{AbsolutePath, LockPath};
 use crate::store::Servers;
@@ -33,8 +33,8 @@ const OF_USERS: &str = "syncd-spawn";
 const NEWBORN: &str = ".new.";
 /// Twice the longest session that servers grant, and some more: then no request of the dead can be carried out any more.
 const KEEP: Duration = Duration::from_mins(2);
-/// No entry is longer.
-const LONGEST: u64 = 64 * 1024;
+/// No entry is longer: its three long parts are words of a command line, none of which may have more than 128 KiB.
+const LONGEST: u64 = 1024 * 1024;
 
 /// Where the journal is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -300,9 +300,9 @@ impl Dead {
     }
 
     /// There was no node: it is kept as long as a request of the dead may still be carried out. Says whether it is.
-    pub fn strike_unless_young(self, now: SystemTime) -> Result<Age, Trouble> {
-        match self.entry.dead {
-            Some(dead) if now.duration_since(dead).is_ok_and(|age| age > KEEP) => self.strike().map(|()| Age::Over),
+    pub fn strike_unless_young(self, now: &Seen) -> Result<Age, Trouble> {
+        match self.entry.dead_for(now) {
+            Some(age) if age > KEEP => self.strike().map(|()| Age::Over),
             Some(_) => Ok(Age::Young),
             None => self.record.append(&Entry::dead_line(now)).map(|()| Age::Young),
         }
@@ -373,7 +373,7 @@ mod tests {
         drop(heirloom);
         assert!(matches!(journal.look(&families[0], |_| false).unwrap(), Life::Elsewhere));
         let Life::Dead(dead) = journal.look(&families[0], |_| true).unwrap() else { panic!("it is dead") };
-        assert_eq!((dead.entry.pid, dead.entry.dead), (process::id(), None));
+        assert_eq!((dead.entry.pid, dead.entry.dead.as_ref()), (process::id(), None));
         assert!(matches!(journal.look(&families[0], |_| true).unwrap(), Life::Living), "one looks after it");
         dead.strike().unwrap();
         assert!(matches!(journal.look(&families[0], |_| true).unwrap(), Life::Gone));
@@ -390,9 +390,10 @@ mod tests {
             _ => panic!("it is dead"),
         };
         // However long it lived.
-        let now = SystemTime::now() + KEEP * 9;
+        let now = Seen::now();
         for (later, age) in [(0, Age::Young), (60, Age::Young), (119, Age::Young), (122, Age::Over)] {
-            assert_eq!(dead().strike_unless_young(now + Duration::from_secs(later)).unwrap(), age, "{later}");
+            let now = Seen { uptime: now.uptime + Duration::from_secs(later), ..now.clone() };
+            assert_eq!(dead().strike_unless_young(&now).unwrap(), age, "{later}");
         }
         assert_eq!(journal.names().unwrap().0, []);
     }
@@ -414,11 +415,11 @@ mod tests {
         assert_eq!(watch.news().await.unwrap(), named(&families[1]));
         let Life::Dead(dead) = look(&families[1]) else { panic!("it is dead") };
         // Whoever looks after it takes note once that there is no node.
-        assert_eq!(dead.strike_unless_young(SystemTime::now()).unwrap(), Age::Young);
+        assert_eq!(dead.strike_unless_young(&Seen::now()).unwrap(), Age::Young);
         assert_eq!(watch.news().await.unwrap(), named(&families[1]));
         for _ in 0..3 {
             let Life::Dead(dead) = look(&families[1]) else { panic!("it is dead") };
-            assert_eq!(dead.strike_unless_young(SystemTime::now()).unwrap(), Age::Young);
+            assert_eq!(dead.strike_unless_young(&Seen::now()).unwrap(), Age::Young);
         }
         let next = write('3');
         let family = next.family.clone();

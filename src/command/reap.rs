@@ -12,17 +12,17 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tracing::{info, warn};
 
-use self::agenda::{Agenda, Look, age};
+use self::agenda::{Agenda, Look};
 use super::{Address, Context, LOOK_TIMEOUT, Unless, WaitLimit};
 use crate::clock::date;
 use crate::error::Error;
 use crate::exit;
-use crate::journal::{Age, Dead, Entry, Family, Journal, Life, StateDir};
+use crate::journal::{Age, Dead, Entry, Family, Journal, Life, Seen, StateDir};
 use crate::local::{News, Trouble, Watch, Watches, elsewhere, errno};
 use crate::lock::{AbsolutePath, Expected, Limit, LockPath, NodePath, Queue, Removal, Store, StoreError};
 use crate::report;
@@ -173,7 +173,7 @@ async fn clear(
     }
     let struck = match is_found {
         true => dead.strike().map(|()| Age::Over),
-        false => dead.strike_unless_young(SystemTime::now()).inspect(|age| match age {
+        false => dead.strike_unless_young(&Seen::now()).inspect(|age| match age {
             Age::Young => info!("{lock} has no node of {family}…, whose owner is dead: looking again later"),
             Age::Over => info!("{lock} never had a node of {family}…, whose owner is dead"),
         }),
@@ -398,7 +398,7 @@ impl Reaper {
             let (mut listings, mut outcome) = (Listings::default(), Ok(()));
             for dead in group {
                 is_removing.set(false);
-                let (family, age) = (dead.entry.family.clone(), age(&dead.entry, SystemTime::now()));
+                let (family, age) = (dead.entry.family.clone(), dead.entry.dead_for(&Seen::now()).unwrap_or_default());
                 let cleared = clear(&store, dead, &mut listings, &mut Vec::new(), is_removing).await;
                 if let Ok(Age::Young) = cleared {
                     to_forget.remove(&family);

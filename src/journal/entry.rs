@@ -1,13 +1,15 @@
 //! One entry: what a run that may die has to have said about itself before. Lines of a key and a value, the version first.
 
 use std::fmt;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use crate::clock::date;
+use crate::clock::{self, date};
+use crate::local::boot;
 use crate::lock::{AbsolutePath, LockPath, NodeName, id_of};
 use crate::store::Servers;
 
 const VERSION: &str = "syncd-spawn-journal 1";
+const DEAD: &str = "dead ";
 /// The digits that all names of one wish begin with.
 const FAMILY_DIGITS: usize = 28;
 
@@ -24,7 +26,15 @@ pub struct Entry {
     pub pid: u32,
     pub since: SystemTime,
     /// When it was first seen that everybody is dead, though there was no node.
-    pub dead: Option<SystemTime>,
+    pub dead: Option<Seen>,
+}
+
+/// A moment of this host, however its calendar is set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    pub boot: String,
+    /// How long the host had been up, asleep or not.
+    pub uptime: Duration,
 }
 
 /// What all names begin with that a wish ever has, see [`Claim::family`](crate::lock::Claim::family). It is the entry's name too.
@@ -70,6 +80,28 @@ impl fmt::Display for Family {
     }
 }
 
+impl Seen {
+    pub fn now() -> Seen {
+        Seen { boot: boot(), uptime: clock::now() }
+    }
+
+    fn parse(text: &str) -> Option<Seen> {
+        let (boot, seconds) = text.split_once(' ')?;
+        Some(Seen { boot: boot.to_owned(), uptime: Duration::from_secs(seconds.parse().ok()?) })
+    }
+
+    /// How long ago it was; none if it was in another boot, of which nothing tells how long ago that is.
+    pub fn age(&self, now: &Seen) -> Option<Duration> {
+        if self.boot == now.boot { now.uptime.checked_sub(self.uptime) } else { None }
+    }
+}
+
+impl fmt::Display for Seen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.boot, self.uptime.as_secs())
+    }
+}
+
 impl Entry {
     pub fn parse(text: &str) -> Result<Entry, EntryError> {
         let (version, lines) = text.split_once('\n').ok_or(EntryError::Version)?;
@@ -78,6 +110,14 @@ impl Entry {
         }
         let mut fields = Fields::default();
         for line in lines.lines() {
+            // Nobody waits for the disk with these, so one may have been cut off: then the next one stands below it.
+            if let Some(value) = line.strip_prefix(DEAD) {
+                fields.dead = Seen::parse(value).or(fields.dead);
+                continue;
+            }
+            if DEAD.starts_with(line) {
+                continue;
+            }
             let unknown = || EntryError::Line(line.to_owned());
             let (key, value) = line.split_once(' ').ok_or_else(unknown)?;
             let field = fields.of(key).ok_or_else(unknown)?;
@@ -88,9 +128,14 @@ impl Entry {
         fields.entry()
     }
 
-    /// The line that says since when it is known to be dead.
-    pub fn dead_line(since: SystemTime) -> String {
-        format!("dead {}\n", date(since))
+    /// What is added to say since when it is known to be dead; the last one counts.
+    pub fn dead_line(seen: &Seen) -> String {
+        format!("\n{DEAD}{seen}\n")
+    }
+
+    /// For how long it has been known to be dead; none if nobody has noted it in this boot.
+    pub fn dead_for(&self, now: &Seen) -> Option<Duration> {
+        self.dead.as_ref()?.age(now)
     }
 
     /// Whether these servers have what it tells of. One that both name is enough, for it belongs to one ensemble.
@@ -109,11 +154,11 @@ impl fmt::Display for Entry {
             "{VERSION}\nservers {servers}\nchroot {chroot}\nlock {lock}\nfamily {family}\nhost {host}\nboot {boot}\npid {pid}\n\
              since {since}\n"
         )?;
-        dead.map_or(Ok(()), |dead| f.write_str(&Entry::dead_line(dead)))
+        dead.as_ref().map_or(Ok(()), |seen| f.write_str(&Entry::dead_line(seen)))
     }
 }
 
-/// The lines by their keys, each of which may stand there once.
+/// The lines by their keys, each of which may stand there once, but for that of the dead.
 #[derive(Default)]
 struct Fields<'t> {
     servers: Option<&'t str>,
@@ -124,7 +169,7 @@ struct Fields<'t> {
     boot: Option<&'t str>,
     pid: Option<&'t str>,
     since: Option<&'t str>,
-    dead: Option<&'t str>,
+    dead: Option<Seen>,
 }
 
 impl<'t> Fields<'t> {
@@ -138,12 +183,11 @@ impl<'t> Fields<'t> {
             "boot" => &mut self.boot,
             "pid" => &mut self.pid,
             "since" => &mut self.since,
-            "dead" => &mut self.dead,
             _ => return None,
         })
     }
 
-    fn entry(&self) -> Result<Entry, EntryError> {
+    fn entry(self) -> Result<Entry, EntryError> {
         let time = |text: &str| humantime::parse_rfc3339(text).ok();
         Ok(Entry {
             // A chroot is said once.
@@ -155,7 +199,7 @@ impl<'t> Fields<'t> {
             boot: value("boot", self.boot, |text| Some(text.to_owned()))?,
             pid: value("pid", self.pid, |text| text.parse().ok())?,
             since: value("since", self.since, time)?,
-            dead: self.dead.map(|text| value("dead", Some(text), time)).transpose()?,
+            dead: self.dead,
         })
     }
 }
@@ -177,10 +221,33 @@ mod tests {
         let entry = Entry::parse(TEXT).unwrap();
         assert_eq!(entry.to_string(), TEXT);
         assert_eq!((entry.lock.to_string().as_str(), entry.pid, entry.dead), ("/a b/c", 4711, None));
-        let noon = humantime::parse_rfc3339("2018-07-26T12:00:00Z").unwrap();
-        let dead = Entry { dead: Some(noon), ..entry };
-        assert_eq!(dead.to_string(), format!("{TEXT}{}", Entry::dead_line(noon)));
+        let dead = Entry { dead: Some(seen("b1", 90)), ..entry };
+        assert_eq!(dead.to_string(), format!("{TEXT}\ndead b1 90\n"));
         assert_eq!(Entry::parse(&dead.to_string()), Ok(dead));
+    }
+
+    fn seen(boot: &str, seconds: u64) -> Seen {
+        Seen { boot: boot.to_owned(), uptime: Duration::from_secs(seconds) }
+    }
+
+    #[test]
+    fn of_what_was_noted_about_a_dead_one_the_last_whole_line_counts() {
+        let first = Entry::dead_line(&seen("b1", 90));
+        let second = Entry::dead_line(&seen("b2", 7));
+        let dead = |lines: &str| Entry::parse(&format!("{TEXT}{lines}")).unwrap().dead;
+        for end in 0..first.len() - "90\n".len() {
+            assert_eq!(dead(&first[..end]), None, "{:?}", &first[..end]);
+            assert_eq!(dead(&format!("{}{second}", &first[..end])), Some(seen("b2", 7)));
+        }
+        assert_eq!(dead(&format!("{first}{second}")), Some(seen("b2", 7)));
+        assert_eq!(dead(&format!("{second}{first}dead b3 x")), Some(seen("b1", 90)));
+    }
+
+    #[test]
+    fn how_long_ago_something_was_is_known_within_a_boot() {
+        let age = |now: &Seen| seen("b1", 90).age(now);
+        assert_eq!(age(&seen("b1", 100)), Some(Duration::from_secs(10)));
+        assert_eq!((age(&seen("b1", 80)), age(&seen("b2", 100))), (None, None));
     }
 
     #[test]
@@ -188,8 +255,7 @@ mod tests {
         let with = |line: &str| Entry::parse(&format!("{TEXT}{line}\n")).unwrap_err();
         assert_eq!(with("colour red"), EntryError::Line("colour red".to_owned()));
         assert_eq!(with("pid 4712"), EntryError::Line("pid 4712".to_owned()));
-        assert_eq!(with("dead"), EntryError::Line("dead".to_owned()));
-        assert_eq!(with("dead yesterday"), EntryError::Value("dead"));
+        assert_eq!(with("deadly"), EntryError::Line("deadly".to_owned()));
         for text in ["", "syncd-spawn-journal 1", "syncd-spawn-journal 2\nservers h1\n", "\n\n"] {
             assert_eq!(Entry::parse(text), Err(EntryError::Version), "{text:?}");
         }

@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::unistd::geteuid;
+use syncd_spawn::journal::{Entry, Seen};
 use tempfile::TempDir;
 
 use super::bench::{BINARY, Bench, Ended, HOLD, Run, children, cpu, kill_tree, send, wait_until};
@@ -50,11 +51,11 @@ fn forge(bench: &Bench, family: &str, text: &str) -> PathBuf {
     path
 }
 
-/// Has an entry be dead for so long.
-fn age(path: &Path, age: &str) {
+/// Has an entry be dead since this host is up.
+pub fn age(path: &Path) {
+    let seen = Seen { uptime: Duration::ZERO, ..Seen::now() };
     let text = fs::read_to_string(path).unwrap();
-    let lines: String = text.lines().filter(|line| !line.starts_with("dead ")).map(|line| line.to_owned() + "\n").collect();
-    fs::write(path, format!("{lines}dead {age}\n")).unwrap();
+    fs::write(path, text + &Entry::dead_line(&seen)).unwrap();
 }
 
 #[test]
@@ -303,7 +304,7 @@ fn an_entry_without_a_node_is_kept_until_no_request_of_the_dead_can_be_under_way
     let ended = bench.run(["reap", "-v"]).good();
     assert_eq!(ended.stdout(), "");
     assert!(ended.stderr.contains("looking again later"), "{}", ended.stderr);
-    assert!(fs::read_to_string(&path).unwrap().starts_with(&format!("{text}dead ")));
+    assert!(fs::read_to_string(&path).unwrap().starts_with(&format!("{text}\ndead ")));
     // The request lands, and whoever waits behind it gets in.
     let next = bench.hold(["-n", "/other"]).ready();
     let node = format!("/x/{FAMILY}4c8a__lock__0000000000");
@@ -315,9 +316,20 @@ fn an_entry_without_a_node_is_kept_until_no_request_of_the_dead_can_be_under_way
     nothing_is_left(&bench, "/x");
     // Or it never does.
     let path = forge(&bench, FAMILY, &text);
-    age(&path, "2018-07-25T17:09:52Z");
+    age(&path);
     bench.run(["--no-wait", "-n", "/x", "true"]).good();
     nothing_is_left(&bench, "/x");
+}
+
+#[test]
+fn however_long_a_lock_s_path_is_its_dead_are_found() {
+    let bench = Bench::zookeeper();
+    let lock = format!("/{}", "k".repeat(100_000));
+    let holder = bench.start(["-n", &lock].into_iter().chain(HOLD)).ready();
+    kill_tree(holder.pid());
+    let ended = bench.run(["--no-wait", "-n", &lock, "true"]).good();
+    assert!(!ended.stderr.contains("no entry of the journal"), "{}", ended.stderr);
+    nothing_is_left(&bench, &lock);
 }
 
 #[test]

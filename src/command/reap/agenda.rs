@@ -1,7 +1,7 @@
 //! Which entries of the journal somebody who waits looks at, and when.
 
 use std::collections::{BTreeSet, HashMap};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -142,11 +142,6 @@ impl Again {
             self.at = now + self.pause;
         }
     }
-}
-
-/// How long it has been known to be dead.
-pub fn age(entry: &Entry, now: SystemTime) -> Duration {
-    entry.dead.and_then(|dead| now.duration_since(dead).ok()).unwrap_or_default()
 }
 
 #[cfg(test)]
