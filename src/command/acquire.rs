@@ -39,7 +39,7 @@ impl Context<'_> {
 
     async fn contend<S: Store>(&mut self, store: &S, wish: &Wish, limit: Limit) -> Result<Acquired, Error> {
         let claim = self.claim.take().expect("whoever contends has made one");
-        let mut reaper = Reaper::new(self.state_dir, self.address);
+        let mut reaper = Reaper::new(self.state_dir, self.address, &wish.lock);
         if let (Limit::Once(until), Some(reaper)) = (limit, &mut reaper) {
             // One look is to find nobody in front who is dead.
             let pass = async { timeout_at(until, reaper.look_once()).await.unwrap_or(Ok(())) };

@@ -24,7 +24,7 @@ use crate::error::Error;
 use crate::exit;
 use crate::journal::{Age, Dead, Entry, Family, Journal, Life, Seen, StateDir};
 use crate::local::{News, Trouble, Watch, Watches, elsewhere, errno};
-use crate::lock::{AbsolutePath, Expected, Limit, LockPath, NodePath, Queue, Removal, Store, StoreError};
+use crate::lock::{AbsolutePath, Expected, Limit, LockPath, NodeName, NodePath, Queue, Removal, Store, StoreError};
 use crate::report;
 use crate::store::{Servers, ZooKeeper};
 
@@ -56,12 +56,13 @@ pub async fn reap(
     let mut told = Told::default();
     let everything = find(Arc::clone(&journal), Look::AT_ALL, |_| true).await.map_err(Error::Journal)?;
     let mut is_clean = true;
-    let mut groups = BTreeMap::<(String, String), Vec<Dead>>::new();
+    let mut groups = BTreeMap::<(String, String), Vec<Entry>>::new();
     for (name, life) in everything {
         match life {
             Ok(Life::Dead(dead)) => {
                 let at = (dead.entry.servers.to_string(), dead.entry.chroot.to_string());
-                groups.entry(at).or_default().push(*dead);
+                // Its flock is given up until it is its turn: whoever waits somewhere else may want to look after it meanwhile.
+                groups.entry(at).or_default().push(dead.entry);
             }
             Ok(Life::Living) => info!("{name}: somebody lives"),
             Ok(Life::Gone | Life::Elsewhere) => {}
@@ -76,7 +77,7 @@ pub async fn reap(
             WaitLimit::Within(time) => time,
             WaitLimit::Never | WaitLimit::Once => LOOK_TIMEOUT,
         };
-        let reaped = reap_group(group, within, release_timeout);
+        let reaped = reap_group(&journal, group, within, release_timeout);
         let (removed, trouble) = match context.unless_asked_to_end(reaped).await? {
             Unless::Done(reaped) => reaped,
             Unless::AskedToEnd(signal) => return Ok(exit::Result::Interrupted(signal)),
@@ -99,11 +100,14 @@ pub async fn reap(
 ///
 /// # Cancellation
 /// May be dropped: what was not done is left to somebody else.
-async fn reap_group(group: Vec<Dead>, within: Duration, release_timeout: Duration) -> (Vec<NodePath>, Vec<String>) {
+async fn reap_group(
+    journal: &Arc<Journal>,
+    group: Vec<Entry>,
+    within: Duration,
+    release_timeout: Duration,
+) -> (Vec<NodePath>, Vec<String>) {
     let (mut removed, mut trouble) = (Vec::new(), Vec::new());
-    let Some(Entry { servers, chroot, .. }) = group.first().map(|dead| dead.entry.clone()) else {
-        return (removed, trouble);
-    };
+    let Some(Entry { servers, chroot, .. }) = group.first().cloned() else { return (removed, trouble) };
     let until = Instant::now().checked_add(within).unwrap_or_else(|| Instant::now() + LOOK_TIMEOUT);
     let place = servers.to_string();
     let store = match ZooKeeper::connect(servers, chroot, Limit::At(until), release_timeout).await {
@@ -113,10 +117,19 @@ async fn reap_group(group: Vec<Dead>, within: Duration, release_timeout: Duratio
     let is_removing = Cell::new(false);
     let clearing = async {
         let mut listings = Listings::default();
-        for dead in group {
-            if let Err(error) = clear(&store, dead, &mut listings, &mut removed, &is_removing).await {
-                trouble.push(error);
-            }
+        for entry in group {
+            let cleared = match find(Arc::clone(journal), Look::at(&entry.family), |_| true).await {
+                Ok(found) => match found.into_iter().next() {
+                    Some((_, Ok(Life::Dead(dead)))) => {
+                        let clearing = clear(&store, *dead, &mut listings, &mut removed, &is_removing);
+                        clearing.await.map(drop)
+                    }
+                    // Somebody else looks after it, or has done it.
+                    Some(_) | None => Ok(()),
+                },
+                Err(error) => Err(error.to_string()),
+            };
+            trouble.extend(cleared.err());
         }
     };
     if timeout_at(until, clearing).await.is_err() {
@@ -131,15 +144,17 @@ async fn reap_group(group: Vec<Dead>, within: Duration, release_timeout: Duratio
 struct Listings(HashMap<LockPath, Queue>);
 
 impl Listings {
-    async fn of<S: Store>(&mut self, store: &S, lock: &LockPath) -> Result<&Queue, String> {
-        match self.0.entry(lock.clone()) {
-            hash_map::Entry::Occupied(listing) => Ok(listing.into_mut()),
-            hash_map::Entry::Vacant(none) => match store.contenders(lock).await {
-                Ok(queue) => Ok(none.insert(queue)),
-                Err(StoreError::NoLock(_)) => Ok(none.insert(Queue::default())),
-                Err(error) => Err(error.to_string()),
+    /// The nodes of one of the dead.
+    async fn of<S: Store>(&mut self, store: &S, entry: &Entry) -> Result<Vec<NodeName>, String> {
+        let queue = match self.0.entry(entry.lock.clone()) {
+            hash_map::Entry::Occupied(listing) => listing.into_mut(),
+            hash_map::Entry::Vacant(none) => match store.contenders(&entry.lock).await {
+                Ok(queue) => none.insert(queue),
+                Err(StoreError::NoLock(_)) => none.insert(Queue::default()),
+                Err(error) => return Err(error.to_string()),
             },
-        }
+        };
+        Ok(queue.contenders().iter().filter(|name| entry.family.has(name)).cloned().collect())
     }
 }
 
@@ -155,10 +170,9 @@ async fn clear(
     is_removing: &Cell<bool>,
 ) -> Result<Age, String> {
     let Entry { lock, family, host, pid, since, .. } = dead.entry.clone();
-    let queue = listings.of(store, &lock).await?;
-    let mut is_found = false;
-    for name in queue.contenders().iter().filter(|name| family.has(name)) {
-        is_found = true;
+    let names = listings.of(store, &dead.entry).await?;
+    let is_found = !names.is_empty();
+    for name in &names {
         is_removing.set(true);
         let node = lock.node(name);
         match store.leave(&lock, name, Expected::Anything).await.map_err(|error| error.to_string())? {
@@ -241,14 +255,37 @@ impl Told {
     }
 }
 
+/// Where somebody waits.
+#[derive(Clone)]
+struct Place {
+    servers: Servers,
+    chroot: AbsolutePath,
+    /// The lock's, below no chroot.
+    directory: AbsolutePath,
+}
+
+impl Place {
+    /// Whether what this tells of is in a queue there, ours or another one.
+    fn has(&self, entry: &Entry) -> bool {
+        entry.is_at(&self.servers, &self.chroot)
+    }
+
+    /// Whether it may be in ours: servers have many names, and a chroot may be said with the lock. The node's name, which nobody
+    /// else's begins like, is to be looked for.
+    fn may_have(&self, entry: &Entry) -> bool {
+        entry.directory() == self.directory
+    }
+}
+
 /// Removes what the dead left of one store's queues, for somebody who waits there.
 ///
 /// By a connection of its own: a removal also takes out what our own requests may have left, and who waits does not want to
 /// lose his place by it. It is made only when somebody is dead.
 pub struct Reaper {
     state_dir: StateDir,
-    servers: Servers,
-    chroot: AbsolutePath,
+    place: Place,
+    /// Those of our lock's path whose servers or chroot are not called as ours are, and who were found to be somewhere else.
+    elsewhere: HashSet<Family>,
     told: Told,
     agenda: Agenda,
     /// Whether something was asked for that is not told and written down yet.
@@ -257,11 +294,19 @@ pub struct Reaper {
 
 impl Reaper {
     /// None for a directory, where the kernel itself tells who is dead.
-    pub fn new(state_dir: &StateDir, address: &Address) -> Option<Reaper> {
+    pub fn new(state_dir: &StateDir, address: &Address, lock: &LockPath) -> Option<Reaper> {
         let Address::ZooKeeper { servers, chroot } = address else { return None };
         let (servers, chroot, state_dir) = (servers.clone(), chroot.clone(), state_dir.clone());
+        let directory = chroot.join(lock.as_path());
         let agenda = Agenda::new(Instant::now());
-        Some(Reaper { state_dir, servers, chroot, told: Told::default(), agenda, is_removing: Rc::default() })
+        Some(Reaper {
+            state_dir,
+            place: Place { servers, chroot, directory },
+            elsewhere: HashSet::new(),
+            told: Told::default(),
+            agenda,
+            is_removing: Rc::default(),
+        })
     }
 
     /// Looks into the journal again and again, and at once where the kernel tells that somebody died.
@@ -363,9 +408,9 @@ impl Reaper {
             return Ok((0, Vec::new()));
         };
         let journal = Arc::new(journal);
-        let (servers, chroot) = (self.servers.clone(), self.chroot.clone());
-        let is_ours = move |entry: &Entry| entry.is_at(&servers, &chroot);
-        let looked = find(Arc::clone(&journal), look, is_ours).await.map_err(|trouble| trouble.to_string())?;
+        let (place, elsewhere) = (self.place.clone(), self.elsewhere.clone());
+        let is_wanted = move |entry: &Entry| place.has(entry) || place.may_have(entry) && !elsewhere.contains(&entry.family);
+        let looked = find(Arc::clone(&journal), look, is_wanted).await.map_err(|trouble| trouble.to_string())?;
         let entries = looked.len();
         let mut group = Vec::new();
         for (name, life) in looked {
@@ -389,24 +434,36 @@ impl Reaper {
         }
         // Those first that are more likely to stand in the way.
         group.sort_by_key(|dead| dead.entry.dead.is_some());
-        let (servers, chroot) = (self.servers.clone(), self.chroot.clone());
-        let Reaper { is_removing, agenda, .. } = self;
+        let Reaper { is_removing, agenda, place, elsewhere, .. } = self;
         let mut to_forget: HashSet<Family> = group.iter().map(|dead| dead.entry.family.clone()).collect();
+        let mut by_chroot = BTreeMap::<String, Vec<Dead>>::new();
+        for dead in group {
+            by_chroot.entry(dead.entry.chroot.to_string()).or_default().push(dead);
+        }
         let clearing = async {
             let limit = Limit::Once(Instant::now() + LOOK_TIMEOUT);
-            let store = ZooKeeper::connect(servers, chroot, limit, LOOK_TIMEOUT).await.map_err(|error| error.to_string())?;
-            let (mut listings, mut outcome) = (Listings::default(), Ok(()));
-            for dead in group {
-                is_removing.set(false);
-                let (family, age) = (dead.entry.family.clone(), dead.entry.dead_for(&Seen::now()).unwrap_or_default());
-                let cleared = clear(&store, dead, &mut listings, &mut Vec::new(), is_removing).await;
-                if let Ok(Age::Young) = cleared {
-                    to_forget.remove(&family);
-                    agenda.saw_nodeless(family, age, Instant::now());
+            let mut outcome = Ok(());
+            for group in by_chroot.into_values() {
+                let Some(chroot) = group.first().map(|dead| dead.entry.chroot.clone()) else { continue };
+                let connecting = ZooKeeper::connect(place.servers.clone(), chroot, limit, LOOK_TIMEOUT);
+                let store = connecting.await.map_err(|error| error.to_string())?;
+                let mut listings = Listings::default();
+                for dead in group {
+                    is_removing.set(false);
+                    let (family, age) = (dead.entry.family.clone(), dead.entry.dead_for(&Seen::now()).unwrap_or_default());
+                    if !place.has(&dead.entry) && listings.of(&store, &dead.entry).await.is_ok_and(|names| names.is_empty()) {
+                        elsewhere.insert(family);
+                        continue;
+                    }
+                    let cleared = clear(&store, dead, &mut listings, &mut Vec::new(), is_removing).await;
+                    if let Ok(Age::Young) = cleared {
+                        to_forget.remove(&family);
+                        agenda.saw_nodeless(family, age, Instant::now());
+                    }
+                    outcome = outcome.and(cleared.map(drop));
                 }
-                outcome = outcome.and(cleared.map(drop));
+                store.close().await;
             }
-            store.close().await;
             outcome
         };
         let cleared = timeout(LOOK_TIMEOUT, clearing).await;

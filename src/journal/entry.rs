@@ -138,6 +138,11 @@ impl Entry {
         self.dead.as_ref()?.age(now)
     }
 
+    /// The lock's directory, below no chroot.
+    pub fn directory(&self) -> AbsolutePath {
+        self.chroot.join(self.lock.as_path())
+    }
+
     /// Whether these servers have what it tells of. One that both name is enough, for it belongs to one ensemble.
     pub fn is_at(&self, servers: &Servers, chroot: &AbsolutePath) -> bool {
         self.chroot == *chroot && self.servers.servers.iter().any(|server| servers.servers.contains(server))

@@ -13,7 +13,7 @@ use syncd_spawn::journal::{Entry, Seen};
 use tempfile::TempDir;
 
 use super::bench::{BINARY, Bench, Ended, HOLD, Run, children, cpu, kill_tree, send, wait_until};
-use super::proxy::{Fate, Proxy, Request};
+use super::proxy::{Direction, Fate, Proxy, Request};
 use super::zookeeper::{Server, free_port};
 
 /// How soon who waits is to get in, once nobody lives any more.
@@ -319,6 +319,52 @@ fn an_entry_without_a_node_is_kept_until_no_request_of_the_dead_can_be_under_way
     age(&path);
     bench.run(["--no-wait", "-n", "/x", "true"]).good();
     nothing_is_left(&bench, "/x");
+}
+
+#[test]
+fn whatever_a_lock_s_servers_and_chroot_are_called_its_dead_are_found() {
+    let bench = Bench::zookeeper();
+    let named = bench.through(&bench.servers().replace("127.0.0.1", "localhost"));
+    let below = format!("{}/x", bench.chroot());
+    for (next, lock) in [(bench.clone(), "/x"), (named.in_chroot("/"), &below)] {
+        let holder = named.hold(["-n", "/x"]).ready();
+        let waiting = next.hold(["-n", lock]).waits();
+        kill_tree(holder.pid());
+        waiting.ready().finish().good();
+        let holder = named.hold(["-n", "/x"]).ready();
+        kill_tree(holder.pid());
+        let ended = next.run(["--no-wait", "-n", lock, "true"]).good();
+        assert!(ended.stderr.contains(REMOVED), "{}", ended.stderr);
+        nothing_is_left(&bench, "/x");
+    }
+    // A lock that is called the same, and is another one, is no reason to touch the entry.
+    let elsewhere = Server::start("");
+    let holder = bench.hold(["-n", "/x"]).ready();
+    kill_tree(holder.pid());
+    bench.through(&elsewhere.address()).run(["-n", "/x", "true"]).good();
+    assert_eq!((bench.entries().len(), bench.queue("/x").len()), (1, 1));
+    bench.run(["--no-wait", "-n", "/x", "true"]).good();
+    nothing_is_left(&bench, "/x");
+}
+
+#[test]
+fn who_reaps_holds_nobody_up_while_it_waits_for_another_server() {
+    let bench = Bench::zookeeper();
+    let proxy = Proxy::start(bench.servers(), &[]);
+    let silent = bench.through(&proxy.address());
+    // It is reaped second.
+    let good = bench.through(&bench.servers().replace("127.0.0.1", "localhost"));
+    let holders = [silent.hold(["-n", "/silent"]).ready(), good.hold(["-n", "/x"]).ready()];
+    proxy.blackhole(Direction::ToClient);
+    holders.iter().for_each(|holder| kill_tree(holder.pid()));
+    let reaper = bench.start(["-t", "1h", "reap"]);
+    proxy.is_tried_again();
+    good.run(["-t", "30s", "-n", "/x", "true"]).good();
+    reaper.signal(libc::SIGTERM);
+    reaper.end().died_of();
+    proxy.heal();
+    assert_eq!(bench.run(["reap"]).good().stdout().lines().count(), 1);
+    nothing_is_left(&bench, "/silent");
 }
 
 #[test]

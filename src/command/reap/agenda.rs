@@ -46,6 +46,11 @@ pub enum Look {
 impl Look {
     pub const AT_ALL: Look = Look::AtAllBut(BTreeSet::new());
 
+    pub fn at(family: &Family) -> Look {
+        let it = BTreeSet::from([family.clone()]);
+        Look::At { suspects: it.clone(), nodeless: it }
+    }
+
     pub fn wants(&self, entry: &Entry) -> bool {
         match self {
             Look::AtAllBut(later) => !later.contains(&entry.family),
