@@ -17,7 +17,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
-use self::record::{Recording, strike};
+use self::record::{Recording, look_up, strike};
 pub use self::request::{
     Action, Address, GroupChoice, HeirloomChoice, Layout, LifetimeChoice, LimitOver, Links, Manner, OnLost, Request, Suspect,
     Unlocking, Variable, Wait, WaitLimit, Wish,
@@ -26,11 +26,11 @@ pub use self::spawn::shortest_promise;
 pub use self::voice::{Slash, Voice, could_not_lock};
 use crate::error::Error;
 use crate::exit;
-use crate::journal::{Entry, Family, Record, StateDir};
+use crate::journal::{Entry, Family, Life, Record, StateDir};
 use crate::local::Watches;
 use crate::lock::{Claim, Expected, Lifetime, Limit, LockPath, NodePath, Removal, Store, StoreError};
 use crate::report::{self, Verbosity};
-use crate::store::{Directory, ZooKeeper};
+use crate::store::{Directory, Witness, ZooKeeper};
 use crate::supervise::Signals;
 
 /// How long one look may take: that of `--no-wait`, and those of `unlock` and `list` where no limit was given.
@@ -95,6 +95,7 @@ pub async fn run(request: Request, signals: Signals) -> Result<exit::Result, Err
             if let LimitOver::Waiting = wait.over {
                 limit = until(wait.limit);
             }
+            let store = store.with_witness(witness(&state_dir));
             let result = Box::pin(act(&store, action, limit, &mut context)).await;
             store.close().await;
             result
@@ -115,6 +116,20 @@ async fn act<S: Store>(store: &S, action: Action, limit: Limit, context: &mut Co
         Action::List { lock, layout, .. } => list::list(store, &lock, layout, limit, context).await,
         Action::Reap { .. } | Action::Install { .. } => unreachable!("it needs no store of its own"),
     }
+}
+
+/// Who lives on this host, by its journal.
+fn witness(state_dir: &StateDir) -> Witness {
+    let state_dir = state_dir.clone();
+    Box::new(move |name| {
+        let (family, state_dir) = (Family::of(name), state_dir.clone());
+        Box::pin(async move {
+            match family {
+                Some(family) => matches!(look_up(&state_dir, family).await, Ok(Some(Life::Living))),
+                None => false,
+            }
+        })
+    })
 }
 
 fn until(limit: WaitLimit) -> Limit {

@@ -1,4 +1,4 @@
-//! What a call writes into the journal about itself, before anything is asked for.
+//! What a call writes into the journal about itself, before anything is asked for; and what is written there of others.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use tokio::time::{timeout, timeout_at};
 use tracing::warn;
 
-use crate::journal::{Entry, Journal, Record, StateDir};
+use crate::journal::{Entry, Family, Journal, Life, Record, StateDir};
 use crate::local::{Trouble, elsewhere, errno};
 use crate::lock::Limit;
 
@@ -68,6 +68,24 @@ impl Recording {
             Recording::Done(record) => record,
         };
         strike(record);
+    }
+}
+
+/// What this host's journal tells of a run; `None` where there is no journal.
+///
+/// # Cancellation
+/// May be dropped.
+pub async fn look_up(state_dir: &StateDir, family: Family) -> Result<Option<Life>, Trouble> {
+    let state_dir = state_dir.clone();
+    // A disk may take its time, and signals none.
+    let looking = elsewhere(move || match Journal::open(&state_dir)? {
+        Some(journal) => Arc::new(journal).look(&family, |_| true).map(Some),
+        None => Ok(None),
+    });
+    let ended = || Err(Trouble::said("to read the journal", "the thread that reads it has ended"));
+    match looking {
+        Ok(looking) => looking.await.unwrap_or_else(|_| ended()),
+        Err(error) => Err(Trouble::new("to start a thread", errno(&error))),
     }
 }
 

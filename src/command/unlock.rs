@@ -1,15 +1,15 @@
 //! `unlock`: removes nodes, if the identifier agrees; or only those that nobody stands behind.
 
 use std::slice;
-use std::sync::Arc;
 
 use tracing::{info, warn};
 
+use super::record::look_up;
 use super::{Address, Context, Suspect, Unless, Unlocking, say_what_is_left};
 use crate::error::Error;
 use crate::exit;
-use crate::journal::{Family, Journal, Life};
-use crate::local::{Trouble, boot, elsewhere, host};
+use crate::journal::{Family, Life};
+use crate::local::{boot, host};
 use crate::lock::{Expected, Identifier, Limit, LockPath, NodePath, Owner, Ownership, Reading, Removal, Store, StoreError};
 use crate::report;
 
@@ -216,15 +216,8 @@ impl<S: Store> Unlock<'_, '_, S> {
             Address::Directory { .. } => None,
         };
         let Some(family) = family else { return Ok(None) };
-        let state_dir = self.context.state_dir.clone();
-        // A disk may take its time, and signals none.
-        let looking = elsewhere(move || match Journal::open(&state_dir)? {
-            Some(journal) => Arc::new(journal).look(&family, |_| true).map(Some),
-            None => Ok(None),
-        });
-        let looking = looking.map_err(Error::system("cannot start a thread"))?;
-        let ended = || Err(Trouble::said("to read the journal", "the thread that reads it has ended"));
-        let looked = finished(self.context.unless_asked_to_end(looking).await?)?.unwrap_or_else(|_| ended());
+        let looking = look_up(self.context.state_dir, family);
+        let looked = finished(self.context.unless_asked_to_end(looking).await?)?;
         let is_of_this_boot = owner.is_some_and(|owner| owner.host == host() && owner.boot == boot());
         Ok(match looked {
             Ok(Some(Life::Living)) => Some("its owner, or what that has started, still runs on this host".to_owned()),

@@ -13,5 +13,6 @@ pub use location::{Location, LocationError};
 pub use memory::{ConnectionId, Deletion, Faults, Memory, MemoryEnsemble, MemoryServers, Random};
 #[cfg(test)]
 pub use recipe::TESTIMONY;
+pub use recipe::Witness;
 pub use servers::{Server, Servers, ServersError};
 pub use zookeeper::ZooKeeper;

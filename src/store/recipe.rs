@@ -20,6 +20,7 @@ use tracing::{info, warn};
 
 use self::bound::{Bound, Tie};
 use self::burial::Ahead;
+pub use self::burial::Witness;
 use self::entering::Entering;
 use self::link::Link;
 #[cfg(test)]
@@ -53,6 +54,7 @@ pub struct Recipe<E: Ensemble> {
     /// What was listed together with our first look at our own node.
     first_look: RefCell<Option<(LockPath, Vec<String>)>>,
     ahead: Ahead,
+    witness: Option<Witness>,
 }
 
 struct Loose {
@@ -84,6 +86,7 @@ impl<E: Ensemble> Recipe<E> {
             side: Cell::new(SideTree::Untried),
             first_look: RefCell::default(),
             ahead: Ahead::default(),
+            witness: None,
         };
         let is_connected = match limit {
             Limit::Once(until) => timeout_at(until, store.link.connect_once()).await.unwrap_or_default(),
@@ -94,6 +97,11 @@ impl<E: Ensemble> Recipe<E> {
             true => Ok(store),
             false => Err(StoreError::Unreachable { place: store.link.place(), cause: store.link.trouble() }),
         }
+    }
+
+    /// The same with somebody who is asked before a node is removed whose owner has promised to stop.
+    pub fn with_witness(self, witness: Witness) -> Recipe<E> {
+        Recipe { witness: Some(witness), ..self }
     }
 
     /// Closes the session; the nodes stay.

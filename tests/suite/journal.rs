@@ -356,7 +356,9 @@ fn who_reaps_holds_nobody_up_while_it_waits_for_another_server() {
     let good = bench.through(&bench.servers().replace("127.0.0.1", "localhost"));
     let holders = [silent.hold(["-n", "/silent"]).ready(), good.hold(["-n", "/x"]).ready()];
     proxy.blackhole(Direction::ToClient);
-    holders.iter().for_each(|holder| kill_tree(holder.pid()));
+    for holder in &holders {
+        kill_tree(holder.pid());
+    }
     let reaper = bench.start(["-t", "1h", "reap"]);
     proxy.is_tried_again();
     good.run(["-t", "30s", "-n", "/x", "true"]).good();

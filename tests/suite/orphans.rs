@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use zookeeper_client::{Acl, AuthId, Permission};
 
-use super::bench::{BINARY, Bench, HOLD, LIMIT, Run, kill_tree, on_every_store, wait_until};
+use super::bench::{BINARY, Bench, HOLD, LIMIT, Run, kill_tree, on_every_store, send, wait_until};
 use super::names::Old;
 use super::proxy::{Direction, Proxy};
 use super::terminal::Terminal;
@@ -412,6 +412,25 @@ fn a_promise_is_kept_before_the_next_one_gets_in() {
     assert!(!new.stderr().contains("hint: "), "{}", new.stderr());
     new.signal(libc::SIGTERM);
     assert_eq!(new.end().died_of(), libc::SIGTERM);
+    assert!(bench.queue("/x").is_empty());
+}
+
+#[test]
+fn a_promise_that_was_not_kept_is_not_relied_on_where_this_host_knows_better() {
+    let bench = hasty();
+    let heir = "sleep 1000 & echo pid $!; echo ready; wait";
+    let options = PROMISES.into_iter().chain(["-n", "/x", "--", "sh", "-c", heir]);
+    let mut holder = bench.start(options).ready();
+    let pid = holder.stdout().lines().find_map(|line| line.strip_prefix("pid ")).unwrap().parse().unwrap();
+    let node = format!("/x/{}", bench.queue("/x")[0]);
+    let waiter = bench.hold(["-v", "-n", "/x"]).waits();
+    // Alone: what it was to stop lives on.
+    holder.kill();
+    let kept = format!("{node}: its owner was to stop its command by now, but what that has started runs on this host");
+    waiter.warns(&kept);
+    assert!(!waiter.stdout().contains("ready"));
+    send(pid, libc::SIGKILL);
+    waiter.ready().finish().good();
     assert!(bench.queue("/x").is_empty());
 }
 

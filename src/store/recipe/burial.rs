@@ -5,6 +5,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -17,6 +18,9 @@ use super::{FLIGHT, LOOK_AGAIN, Recipe};
 use crate::lock::{Expected, LockPath, Mark, NodeName, Ownership, Queue, Removal, Testimony, Verdict, id_of, verdict};
 use crate::planted::{Mistake, planted};
 use crate::store::ensemble::{Ensemble, Failure, Lasting, Node, Operation, Refusal, Session, Watched};
+
+/// Says whether anything lives on this host that could work under a node, as far as the host knows; without waiting for the network.
+pub type Witness = Box<dyn Fn(&NodeName) -> Pin<Box<dyn Future<Output = bool>>>>;
 
 /// What a wait knows of those in front of us.
 #[derive(Default)]
@@ -225,6 +229,11 @@ impl<E: Ensemble> Recipe<E> {
             self.tell_that_it_is_orphaned(session, name, testimony, told).await?;
             return Ok(Next::LookAfter(left.min(LOOK_AGAIN)));
         }
+        // Whoever has promised to stop is relied on by others, who cannot know better.
+        if bound_to.is_some() && self.lives_here(name).await {
+            info!("{}: its owner was to stop its command by now, but what that has started runs on this host", lock.node(name));
+            return Ok(Next::LookAfter(LOOK_AGAIN));
+        }
         let _burying = self.ahead.burying.lock().await;
         match self.remove_with(session, lock, name, Expected::Orphaned(version), bound_to).await? {
             Removal::Removed => {
@@ -240,6 +249,13 @@ impl<E: Ensemble> Recipe<E> {
             }
             Removal::Missing => Ok(Next::Gone),
             Removal::Changed | Removal::LeftToSession => Ok(Next::Look),
+        }
+    }
+
+    async fn lives_here(&self, name: &NodeName) -> bool {
+        match &self.witness {
+            Some(witness) => witness(name).await,
+            None => false,
         }
     }
 
