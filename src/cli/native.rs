@@ -544,7 +544,7 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, Answe
         return usage(format!("{first} and {second} both say how long to wait; give one"));
     }
     let native = Native::from_arg_matches(&matches).map_err(|error| answer(&error))?;
-    let wait = wait(&native.waiting, limits.first().copied())?;
+    let wait = wait(&native.waiting, limits.first().copied());
     let address = address(native.connection, from_line)?;
     let Common { state_dir, identifier, verbose, quiet } = native.common;
     let state_dir = state_dir.unwrap_or(StateDir::Own);
@@ -599,20 +599,17 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, Answe
     Ok(Request { address, state_dir, verbosity, voice: Voice::Native, remark: None, release_timeout, action })
 }
 
-fn wait(waiting: &Waiting, given: Option<&str>) -> Result<Wait, Answer> {
-    let by_count = |count| match waiting.retry_sleep.checked_mul(count) {
-        Some(limit) => Ok(WaitLimit::Within(limit)),
-        None => usage("--retry-count times --retry-sleep is too long"),
-    };
+fn wait(waiting: &Waiting, given: Option<&str>) -> Wait {
+    let by_count = |count| WaitLimit::Within(waiting.retry_sleep.saturating_mul(count));
     let limit = match (given, waiting.timeout, waiting.retry_count) {
         (Some("--no-wait"), _, _) => WaitLimit::Once,
-        (Some("--retry-count"), _, Some(count)) | (None, None, Some(count)) => by_count(count)?,
+        (Some("--retry-count"), _, Some(count)) | (None, None, Some(count)) => by_count(count),
         (_, Some(timeout), _) => WaitLimit::Within(timeout),
         (_, None, _) => WaitLimit::Never,
     };
     let limit = if limit == WaitLimit::Within(Duration::ZERO) { WaitLimit::Once } else { limit };
     let reports = Reports::Predecessor { every: waiting.retry_sleep };
-    Ok(Wait { limit, over: LimitOver::Everything, reports, conflict_status: waiting.conflict_exit_code })
+    Wait { limit, over: LimitOver::Everything, reports, conflict_status: waiting.conflict_exit_code }
 }
 
 /// `from_line`: whether an option was typed, and is no site's default.
