@@ -143,9 +143,13 @@ pub fn request(words: &[OsString]) -> Result<Request, Refusal> {
             Action::List { lock, layout: Layout::Lines, wait: wait(WaitLimit::Never) }
         }
     };
+    let address = address(&typed.servers, &typed.chroot)?;
+    if let Some(objection) = address.objection(&action) {
+        return Err(Refusal::Unusable(objection));
+    }
     Ok(Request {
         state_dir: state_dir(env::var_os("SYNCD_SPAWN_STATE_DIR").as_deref())?,
-        address: address(&typed.servers, &typed.chroot)?,
+        address,
         verbosity: Verbosity::Verbose(typed.verbose),
         voice: Voice::Lockpick { slash },
         remark: None,

@@ -596,6 +596,9 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, Answe
             Action::Spawn { wish: wish(lock, lock_type, identifier), words: native.command, variables: Vec::new(), manner }
         }
     };
+    if let Some(objection) = address.objection(&action) {
+        return usage(objection);
+    }
     Ok(Request { address, state_dir, verbosity, voice: Voice::Native, remark: None, release_timeout, action })
 }
 

@@ -152,7 +152,7 @@ mod tests {
         for (command, lock) in [("/usr/bin/backup", "/backup"), ("backup.sh", "/backup.sh"), ("./a b", "/a b")] {
             assert_eq!(lock_of_command(OsStr::new(command)).unwrap().to_string(), lock);
         }
-        for command in ["", "/", "..", "bin/", "zookeeper", "a\nb"] {
+        for command in ["", "/", "..", "bin/", "a\nb"] {
             assert!(lock_of_command(OsStr::new(command)).is_err(), "{command}");
         }
     }

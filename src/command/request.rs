@@ -45,6 +45,15 @@ impl Address {
             Address::Directory { root, .. } => root.to_string(),
         }
     }
+
+    /// Why this cannot be done there: ZooKeeper keeps nodes of its own below the true root.
+    pub fn objection(&self, action: &Action) -> Option<String> {
+        let (Address::ZooKeeper { chroot, .. } | Address::Directory { chroot, .. }) = self;
+        action.locks().into_iter().find_map(|lock| {
+            let path = chroot.join(lock.as_path());
+            path.reserved().map(|reserved| format!("the lock {path} is not usable: /{reserved} is reserved"))
+        })
+    }
 }
 
 /// As it is typed.
@@ -88,6 +97,17 @@ impl Action {
             Action::Unlock { .. } | Action::List { .. } | Action::Reap { .. } | Action::Install { .. } => None,
         }
     }
+
+    /// Every lock that it names.
+    fn locks(&self) -> Vec<&LockPath> {
+        match self {
+            Action::Spawn { wish, .. } | Action::Lock(wish) => vec![&wish.lock],
+            Action::List { lock, .. } => vec![lock],
+            Action::Unlock { unlocking: Unlocking::Nodes(nodes), .. } => nodes.iter().map(|node| &node.lock).collect(),
+            Action::Unlock { unlocking: Unlocking::IfDead(suspects), .. } => suspects.iter().map(Suspect::lock).collect(),
+            Action::Reap { .. } | Action::Install { .. } => Vec::new(),
+        }
+    }
 }
 
 /// This process, which is going to run that command. Its arguments are left out: on the host others may see them, and here everybody
@@ -113,6 +133,15 @@ pub enum Suspect {
     Node(NodePath),
     /// Everybody in it.
     Lock(LockPath),
+}
+
+impl Suspect {
+    fn lock(&self) -> &LockPath {
+        match self {
+            Suspect::Node(node) => &node.lock,
+            Suspect::Lock(lock) => lock,
+        }
+    }
 }
 
 /// How a queue is shown.

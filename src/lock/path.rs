@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::contender::NodeName;
 
-/// The first segment that no lock may have: ZooKeeper keeps its own nodes there.
+/// The first segment that no path at the servers may have: ZooKeeper keeps its own nodes there.
 const RESERVED_BY_ZOOKEEPER: &str = "zookeeper";
 /// The side tree of this program, beside the locks of a chroot.
 pub const SIDE_TREE: &str = ".syncd-spawn";
@@ -16,7 +16,8 @@ pub const SIDE_TREE: &str = ".syncd-spawn";
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct AbsolutePath(String);
 
-/// The path of a lock, relative to the chroot: the directory in which the contenders queue.
+/// The path of a lock, relative to the chroot: the directory in which the contenders queue. Whether it is ZooKeeper's own only
+/// the chroot tells.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct LockPath(AbsolutePath);
 
@@ -133,8 +134,8 @@ impl LockPath {
         if path.is_root() {
             return Err(PathError::Root);
         }
-        if let Some(reserved) = path.reserved() {
-            return Err(PathError::Reserved(format!("/{reserved}")));
+        if path.first_segment() == SIDE_TREE {
+            return Err(PathError::Reserved(format!("/{SIDE_TREE}")));
         }
         if NodeName::parse(path.split_last().1).is_some() {
             return Err(PathError::IsNode);
@@ -198,7 +199,6 @@ mod tests {
         assert_eq!(refusal("/a//b"), PathError::EmptySegment(4 - 1));
         assert_eq!(refusal("/a/./b"), PathError::DotSegment(".".into()));
         assert_eq!(refusal("/a/.."), PathError::DotSegment("..".into()));
-        assert_eq!(refusal("/zookeeper/x"), PathError::Reserved("/zookeeper".into()));
         assert_eq!(refusal("/.syncd-spawn"), PathError::Reserved("/.syncd-spawn".into()));
     }
 
@@ -227,5 +227,18 @@ mod tests {
         assert_eq!(root.join(&lock).as_str(), "/a/b");
         assert_eq!(devops.join(&lock).as_str(), "/devops/a/b");
         assert_eq!(devops.join(&root).as_str(), "/devops");
+    }
+
+    #[test]
+    fn a_path_is_zookeepers_own_below_the_true_root_only() {
+        let reserved = |chroot: &str, lock: &str| {
+            let path = AbsolutePath::parse(chroot).unwrap().join(LockPath::parse(lock).unwrap().as_path());
+            path.reserved().map(str::to_owned)
+        };
+        assert_eq!(reserved("/", "/zookeeper/x"), Some("zookeeper".into()));
+        assert_eq!(reserved("/zookeeper", "/x"), Some("zookeeper".into()));
+        for (chroot, lock) in [("/devops", "/zookeeper"), ("/", "/devops/zookeeper"), ("/", "/zookeepers")] {
+            assert_eq!(reserved(chroot, lock), None, "{chroot} {lock}");
+        }
     }
 }

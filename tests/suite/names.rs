@@ -389,13 +389,27 @@ fn the_place_of_lockpicks_locks_is_told_as_lockpick_has_it() {
 }
 
 #[test]
+fn a_lock_below_a_chroot_may_be_called_zookeeper() {
+    let old = Old::new();
+    for lock in ["/zookeeper", "/zookeeper/x"] {
+        let node = old.take(&["-i", "its", "lock", lock]);
+        let place = ["-s", old.bench.servers(), "-c", old.bench.chroot()];
+        for listed in [lockpick_itself(&old.bench, &[&place[..], &["list", lock]].concat()), old.bench.run(["list", lock])] {
+            assert!(listed.good().stdout().contains(&format!("'its' {node}\n")));
+        }
+        old.lockpick(&["unlock", &node]).good();
+    }
+}
+
+#[test]
 fn what_lockpick_takes_and_cannot_use_is_an_error_in_a_line_and_1() {
     let old = Old::new();
     for (typed, said) in [
         (&["lock", "/"][..], "it names no lock"),
         (&["lock", ""], "it names no lock"),
         (&["list", "/a//b"], "empty segment"),
-        (&["lock", "/zookeeper/x"], "reserved"),
+        (&["-c", "/", "lock", "/zookeeper/x"], "/zookeeper is reserved"),
+        (&["-c", "/zookeeper", "lock", "/x"], "/zookeeper is reserved"),
         (&["-c", "x", "lock", "/a"], "the chroot x is not usable"),
         (&["-s", "h:x", "lock", "/a"], "the server h:x is not usable"),
         (&["unlock", "/a"], "no contender's node"),
