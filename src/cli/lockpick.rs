@@ -2,11 +2,12 @@
 
 use std::env;
 use std::ffi::{OsStr, OsString};
+use std::mem;
 use std::time::Duration;
 
 use super::argparse::{Grammar, Item, Opt, Stop, Takes, repr};
 use super::{Answer, values};
-use crate::command::{Action, Address, Layout, LimitOver, Request, Slash, Unlocking, Voice, Wait, WaitLimit, Wish};
+use crate::command::{Action, Address, Layout, LimitOver, Request, Spelling, Unlocking, Voice, Wait, WaitLimit, Wish};
 use crate::exit;
 use crate::journal::StateDir;
 use crate::lock::{AbsolutePath, LockPath, Mode, NodePath, Reports};
@@ -69,6 +70,7 @@ optional arguments:
 The native form of this program: syncd-spawn --help
 ";
 
+const NOT_UTF8: &str = "it is not UTF-8";
 /// A longer one is as good.
 const LONGEST_TICK: i64 = 365 * 24 * 3600;
 /// lockpick gives up none of its releases; one that waits for a terminal does.
@@ -115,14 +117,14 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, Answe
 /// What a command line of lockpick asks for, its name left out.
 pub fn request(words: &[OsString]) -> Result<Request, Refusal> {
     let typed = read(words)?;
-    let (path, slash) = path(&typed.lock_path)?;
+    let Spelling { typed: spelt, path } = spelling(&typed.lock_path)?;
     let wait = |limit| Wait {
         limit,
         over: LimitOver::Waiting,
         reports: Reports::Queue { every: seconds(typed.retry_sleep.clamp(1, LONGEST_TICK)) },
         conflict_status: exit::timed_out(Dialect::Lockpick),
     };
-    let no_lock = |error| Refusal::Unusable(format!("the lock path {} is not usable: {error}", typed.lock_path.display()));
+    let no_lock = |error| unusable("the lock path", &typed.lock_path, &error);
     let identifier = typed.identifier.map(values::identifier).transpose();
     let identifier = identifier.map_err(Refusal::Unusable)?;
     let action = match typed.verb {
@@ -151,7 +153,7 @@ pub fn request(words: &[OsString]) -> Result<Request, Refusal> {
         state_dir: state_dir(env::var_os("SYNCD_SPAWN_STATE_DIR").as_deref())?,
         address,
         verbosity: Verbosity::Verbose(typed.verbose),
-        voice: Voice::Lockpick { slash },
+        voice: Voice::Lockpick { spelling: Spelling { typed: spelt, path } },
         remark: None,
         release_timeout: RELEASE_TIMEOUT,
         action,
@@ -223,38 +225,34 @@ fn seconds(number: i64) -> Duration {
     Duration::from_secs(number.max(0).unsigned_abs())
 }
 
-/// An absolute path, and whether it was typed as one: trailing slashes are dropped, and without a leading one it is below the
-/// chroot all the same.
-fn path(typed: &OsString) -> Result<(String, Slash), Refusal> {
-    let text = typed.to_str().ok_or_else(|| Refusal::Unusable(format!("the path {} is not UTF-8", typed.display())))?;
-    let text = text.trim_end_matches('/');
-    Ok(match text.starts_with('/') || text.is_empty() {
-        true => (format!("/{}", text.strip_prefix('/').unwrap_or(text)), Slash::Leading),
-        false => (format!("/{text}"), Slash::None),
-    })
+fn spelling(typed: &OsStr) -> Result<Spelling, Refusal> {
+    let text = typed.to_str().ok_or_else(|| unusable("the lock path", typed, &NOT_UTF8))?;
+    Ok(Spelling { typed: text.trim_end_matches('/').to_owned(), path: collapsed(text) })
+}
+
+/// An absolute path, as kazoo makes one: empty segments are dropped, and without a leading slash it means the same.
+fn collapsed(text: &str) -> String {
+    let segments: Vec<&str> = text.split('/').filter(|segment| !segment.is_empty()).collect();
+    format!("/{}", segments.join("/"))
+}
+
+fn unusable(what: &str, value: &OsStr, why: &dyn std::fmt::Display) -> Refusal {
+    Refusal::Unusable(format!("{what} {} is not usable: {why}", values::quoted(value)))
 }
 
 /// It had none, and so no option for it; what a site has chosen for all runs holds here too.
 fn state_dir(variable: Option<&OsStr>) -> Result<StateDir, Refusal> {
     match variable.filter(|text| !text.is_empty()) {
         None => Ok(StateDir::Own),
-        Some(text) => StateDir::parse(text)
-            .map_err(|why| Refusal::Unusable(format!("the state directory {} is not usable: {why}", text.display()))),
+        Some(text) => StateDir::parse(text).map_err(|why| unusable("the state directory", text, &why)),
     }
 }
 
 fn address(servers: &OsString, chroot: &OsString) -> Result<Address, Refusal> {
-    let unusable = |what: &str, value: &OsString, why: &dyn std::fmt::Display| {
-        Refusal::Unusable(format!("{what} {} is not usable: {why}", value.display()))
-    };
     let text = servers.to_string_lossy();
     let location = Location::parse(&text).map_err(|error| unusable("the server", servers, &error))?;
-    let path = match chroot.to_str() {
-        Some("") => AbsolutePath::parse(AbsolutePath::ROOT),
-        Some(path) => AbsolutePath::parse(path),
-        None => return Err(unusable("the chroot", chroot, &"it is not UTF-8")),
-    };
-    let path = path.map_err(|error| unusable("the chroot", chroot, &error))?;
+    let path = chroot.to_str().ok_or_else(|| unusable("the chroot", chroot, &NOT_UTF8))?;
+    let path = AbsolutePath::parse(&collapsed(path)).map_err(|error| unusable("the chroot", chroot, &error))?;
     if let Some(reserved) = path.reserved() {
         return Err(unusable("the chroot", chroot, &format_args!("/{reserved} is reserved")));
     }
@@ -269,13 +267,12 @@ fn address(servers: &OsString, chroot: &OsString) -> Result<Address, Refusal> {
 }
 
 /// A request for a lock, and nothing else.
-pub fn wish(words: &[OsString]) -> Result<(Request, Slash), Refusal> {
-    let request = request(words)?;
-    let slash = match request.voice {
-        Voice::Lockpick { slash } => slash,
+pub fn wish(words: &[OsString]) -> Result<(Request, Spelling), Refusal> {
+    let mut request = request(words)?;
+    match mem::replace(&mut request.voice, Voice::Native) {
+        Voice::Lockpick { spelling } => Ok((request, spelling)),
         Voice::Native | Voice::SyncdSpawn { .. } => unreachable!("it is lockpick's"),
-    };
-    Ok((request, slash))
+    }
 }
 
 #[cfg(test)]

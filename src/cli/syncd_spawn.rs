@@ -85,7 +85,7 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, Answe
         return told(format!("ERROR: Unknown -l LOCKTYPE '{lock_type}' passed\nUsage: \n{}", help(&program)), String::new());
     };
     // As the script shows it: without one slash at the end, where there is any.
-    let lock = typed.node.to_string_lossy();
+    let lock = values::one_line(&typed.node);
     let lock = lock.strip_suffix('/').unwrap_or(&lock).to_owned();
     let option = |name: &str, value: &OsStr| [OsStr::new(name), OsStr::new("="), value].into_iter().collect::<OsString>();
     let asked = lockpick::wish(&[
@@ -98,7 +98,7 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, Answe
         (*action).into(),
         typed.node,
     ]);
-    let (request, slash) = match asked {
+    let (request, spelling) = match asked {
         Ok(asked) => asked,
         Err(Refusal::Help(stderr) | Refusal::Usage(stderr)) => {
             return told(String::new(), format!("{stderr}{}\n", could_not_lock(&lock)));
@@ -113,7 +113,7 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, Answe
     Ok(Request {
         remark,
         verbosity: Verbosity::Verbose(if typed.debug { 2 } else { 0 }),
-        voice: Voice::SyncdSpawn { slash, lock, command: typed.command },
+        voice: Voice::SyncdSpawn { spelling, lock, command: typed.command },
         action: Action::Spawn { wish, words, variables, manner: MANNER },
         ..request
     })

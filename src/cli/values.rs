@@ -2,7 +2,7 @@
 
 use std::env;
 use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::process;
 use std::time::Duration;
 
@@ -48,6 +48,16 @@ pub fn death_signal(text: &str) -> Result<Option<i32>, String> {
         (Err(_), _) => format!("SIG{name}").parse::<Signal>().map_err(|_| unknown())? as i32,
     };
     if (1..=libc::SIGRTMAX()).contains(&number) { Ok(Some(number)) } else { Err(unknown()) }
+}
+
+/// A value in a message: on one line, whatever is in it, and seen even where it is empty.
+pub fn quoted(value: &OsStr) -> String {
+    format!("'{}'", one_line(value))
+}
+
+/// What would move the cursor is escaped.
+pub fn one_line(value: &OsStr) -> String {
+    Identifier(value.as_bytes().to_vec()).to_string()
 }
 
 pub fn identifier(bytes: OsString) -> Result<Identifier, String> {

@@ -191,7 +191,7 @@ mod tests {
     use std::time::{Duration, SystemTime};
 
     use super::*;
-    use crate::command::Slash;
+    use crate::command::Spelling;
     use crate::lock::{AbsolutePath, Owner};
     use crate::store::Servers;
 
@@ -218,7 +218,8 @@ mod tests {
         assert_eq!(hint(&Voice::Native, Some(node(1))), "");
         assert_eq!(hint(&Voice::Native, Some(node(2))), said(2));
         assert_eq!(hint(&Voice::Native, None), "");
-        let old = hint(&Voice::Lockpick { slash: Slash::None }, Some(node(2)));
+        let spelling = Spelling { typed: "x".to_owned(), path: "/x".to_owned() };
+        let old = hint(&Voice::Lockpick { spelling }, Some(node(2)));
         assert_eq!(old, said(2).replace(" --if-dead", ""));
     }
 }

@@ -23,7 +23,7 @@ pub use self::request::{
     Unlocking, Variable, Wait, WaitLimit, Wish,
 };
 pub use self::spawn::shortest_promise;
-pub use self::voice::{Slash, Voice, could_not_lock};
+pub use self::voice::{Spelling, Voice, could_not_lock};
 use crate::error::Error;
 use crate::exit;
 use crate::journal::{Entry, Family, Life, Record, StateDir};

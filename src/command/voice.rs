@@ -17,21 +17,22 @@ use crate::report::{self, Verbosity};
 pub enum Voice {
     Native,
     Lockpick {
-        slash: Slash,
+        spelling: Spelling,
     },
     SyncdSpawn {
-        slash: Slash,
+        spelling: Spelling,
         /// The lock and the command's words as they are shown.
         lock: String,
         command: OsString,
     },
 }
 
-/// How paths are shown: as they were typed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Slash {
-    Leading,
-    None,
+/// How the lock or the node that was asked for is shown, and what is below it: as it was typed, but for slashes at its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spelling {
+    pub typed: String,
+    /// What it means.
+    pub path: String,
 }
 
 impl Voice {
@@ -39,8 +40,11 @@ impl Voice {
     pub(super) fn path(&self, path: &impl Display) -> String {
         let path = path.to_string();
         match self {
-            Voice::Native | Voice::Lockpick { slash: Slash::Leading } | Voice::SyncdSpawn { slash: Slash::Leading, .. } => path,
-            Voice::Lockpick { slash: Slash::None } | Voice::SyncdSpawn { slash: Slash::None, .. } => path[1..].to_owned(),
+            Voice::Native => path,
+            Voice::Lockpick { spelling } | Voice::SyncdSpawn { spelling, .. } => match path.strip_prefix(&spelling.path) {
+                Some(below) => format!("{}{below}", spelling.typed),
+                None => path,
+            },
         }
     }
 

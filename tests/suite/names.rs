@@ -205,12 +205,30 @@ const TIMED_OUT: &str = "\
 ";
 
 /// Each option, one at a time. `/held` is held by `its`, whose node is NODE; `/free` and `/empty` are free.
-const LOCKPICK: [Row; 33] = [
+const LOCKPICK: [Row; 41] = [
     row(&["lock", "/free"], 0, NEW, ""),
     row(&["wlock", "/free"], 0, NEW, ""),
     row(&["rlock", "/free"], 0, "/free/UUID__rlock__N\n", ""),
     row(&["lock", "/free///"], 0, NEW, ""),
     row(&["lock", "free/"], 0, "free/UUID__lock__N\n", ""),
+    row(&["lock", "//free"], 0, "//free/UUID__lock__N\n", ""),
+    row(&["-c", "/", "lock", "CHROOT//free"], 0, "CHROOT//free/UUID__lock__N\n", ""),
+    row(&["-c", "BARE", "lock", "/free"], 0, NEW, ""),
+    row(&["-c", "//CHROOT", "lock", "/free"], 0, NEW, ""),
+    row(&["list", "//held"], 0, "'its' //held/UUID__lock__N\n", ""),
+    row(&["unlock", "//NODE"], 0, "", ""),
+    row(
+        &["-v", "lock", "//free"],
+        0,
+        "//free/UUID__lock__N\n",
+        "[TIME] INFO lockpick: Lock //free with path //free/UUID__lock__N acquired\n",
+    ),
+    row(
+        &["unlock", "//held///141bcfad04c6459591164ea12d1604af__lock__0000000011"],
+        1,
+        "",
+        "[TIME] ERROR lockpick: Lock //held///UUID__lock__N does not exist!\n",
+    ),
     row(&["list", "/held"], 0, "'its' /held/UUID__lock__N\n", ""),
     row(&["list", "held"], 0, "'its' held/UUID__lock__N\n", ""),
     row(&["list", "/empty"], 0, "", ""),
@@ -292,13 +310,17 @@ impl Old {
         let its = self.take(&["-i", "its", "lock", "/held"]);
         let empty = self.take(&["lock", "/empty"]);
         self.lockpick(&["unlock", &empty]).good();
-        let words: Vec<_> = typed.iter().map(|word| word.replace("NODE", &its).replace("CHROOT", bench.chroot())).collect();
+        let words: Vec<_> = typed
+            .iter()
+            .map(|word| word.replace("NODE", &its).replace("CHROOT", bench.chroot()).replace("BARE", &bench.chroot()[1..]))
+            .collect();
         let words: Vec<_> = words.iter().map(String::as_str).collect();
         let ended = match lockpick {
             Lockpick::Ours => self.lockpick(&words),
             Lockpick::Itself => lockpick_itself(bench, &[&["-s", bench.servers(), "-c", bench.chroot()], &words[..]].concat()),
         };
-        assert_eq!((ended.code(), normalised(ended.stdout()).as_str()), (*code, *stdout), "{words:?} {ended:?}");
+        let said = normalised(ended.stdout()).replace(bench.chroot(), "CHROOT");
+        assert_eq!((ended.code(), said.as_str()), (*code, *stdout), "{words:?} {ended:?}");
         let said = normalised(&ended.stderr);
         match lockpick {
             Lockpick::Ours => assert_eq!(said, *stderr, "{words:?}"),
@@ -406,12 +428,17 @@ fn what_lockpick_takes_and_cannot_use_is_an_error_in_a_line_and_1() {
     let old = Old::new();
     for (typed, said) in [
         (&["lock", "/"][..], "it names no lock"),
-        (&["lock", ""], "it names no lock"),
-        (&["list", "/a//b"], "empty segment"),
+        (&["lock", ""], "the lock path '' is not usable: it names no lock"),
+        (&["list", "/"], "the lock path '/' is not usable: it names no lock"),
+        (&["list", ""], "it names no lock"),
+        (&["unlock", ""], "no contender's node"),
+        (&["list", "/a/../b"], "it has a segment \"..\""),
+        (&["list", "/a\nb\u{1b}"], "the lock path '/a\\nb\\u{1b}' is not usable: it has the character '\\n'"),
         (&["-c", "/", "lock", "/zookeeper/x"], "/zookeeper is reserved"),
         (&["-c", "/zookeeper", "lock", "/x"], "/zookeeper is reserved"),
-        (&["-c", "x", "lock", "/a"], "the chroot x is not usable"),
-        (&["-s", "h:x", "lock", "/a"], "the server h:x is not usable"),
+        (&["-c", "x/.", "lock", "/a"], "the chroot 'x/.' is not usable"),
+        (&["-s", "h:x", "lock", "/a"], "the server 'h:x' is not usable"),
+        (&["-s", "", "lock", "/a"], "the server '' is not usable"),
         (&["unlock", "/a"], "no contender's node"),
     ] {
         let ended = Run::start(old.bare(typed)).finish().failed(1, said);
@@ -487,6 +514,13 @@ Couldn't lock '/held':
             "Got lock on /free/\n".into(),
         ),
         (
+            with(&["-n", "//free/", "-C", "c", "-l"], &["rlock", "echo $SYNCD_SPAWN_LOCK_PATH"]),
+            0,
+            unlocked("echo $SYNCD_SPAWN_LOCK_PATH\n/free\n", "rlock").replace("'/free", "'//free"),
+            "Got lock on //free\n".into(),
+        ),
+        (with(&["-r", "BARE"], &with(&free, &["-l", "rlock", "true"])), 0, unlocked("true\n", "rlock"), run.into()),
+        (
             with(&["-n", "free", "-C", "c", "-l"], &["rlock", "true"]),
             0,
             unlocked("true\n", "rlock").replace("/free", "free"),
@@ -521,8 +555,12 @@ Couldn't lock '/held':
         (with(&free, &["-l", "mutex", "true"]), 1, unknown("mutex"), String::new()),
     ];
     for (typed, code, stdout, stderr) in rows {
-        let typed: Vec<String> =
-            typed.iter().map(|word| word.replace("SERVERS", servers).replace("CHROOT", old.bench.chroot())).collect();
+        let typed: Vec<String> = typed
+            .iter()
+            .map(|word| {
+                word.replace("SERVERS", servers).replace("CHROOT", old.bench.chroot()).replace("BARE", &old.bench.chroot()[1..])
+            })
+            .collect();
         let ended = old.script(&typed.iter().map(String::as_str).collect::<Vec<_>>());
         let program = old.program("syncd_spawn");
         let mut said = normalised(&ended.stdout().replace(&program, "PROGRAM"));
