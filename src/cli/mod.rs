@@ -27,8 +27,8 @@ pub enum Answer {
 /// The program that we are taken for, by the name under which we were called.
 pub fn dialect(name: Option<&OsStr>) -> Dialect {
     match name.and_then(|name| Path::new(name).file_name()).and_then(OsStr::to_str) {
-        Some("lockpick") => Dialect::Lockpick,
-        Some("syncd_spawn") => Dialect::SyncdSpawn,
+        Some("lockpick" | "lockpick.py") => Dialect::Lockpick,
+        Some("syncd_spawn" | "syncd_spawn.sh") => Dialect::SyncdSpawn,
         Some(_) | None => Dialect::Native,
     }
 }
@@ -54,9 +54,13 @@ mod tests {
         for (name, expected) in [
             ("lockpick", Dialect::Lockpick),
             ("/usr/local/bin/lockpick", Dialect::Lockpick),
+            ("lockpick.py", Dialect::Lockpick),
             ("./syncd_spawn", Dialect::SyncdSpawn),
+            ("../syncd_spawn.sh", Dialect::SyncdSpawn),
             ("syncd-spawn", Dialect::Native),
             ("lockpick2", Dialect::Native),
+            ("lockpick.sh", Dialect::Native),
+            ("syncd_spawn.py", Dialect::Native),
             ("lockpick/x", Dialect::Native),
             ("", Dialect::Native),
         ] {

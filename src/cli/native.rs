@@ -488,6 +488,8 @@ enum Sub {
     #[allow(clippy::doc_markdown, reason = "it is read on a terminal")]
     Install {
         /// Make links to it under the old names, lockpick and syncd_spawn, too
+        ///
+        /// Called as lockpick.py or syncd_spawn.sh it is the old program as well; those links are yours to make.
         #[arg(long)]
         links: bool,
         /// The directory, which must be there
