@@ -14,8 +14,8 @@ use crate::exit::{self, SignalExit};
 use crate::report::Verbosity;
 use crate::supervise::{Orphans, Target};
 
-/// Letters that take a value have a colon, as `getopts` has it.
-const LETTERS: &str = "z:s:r:i:S:n:l:C:hd";
+/// Letters that take a value have a colon, as `getopts` has it. Of `-z` and `-c` each published script has one.
+const LETTERS: &str = "z:c:s:r:i:S:n:l:C:hd";
 /// `lock` was a `wlock` here from the beginning.
 const LOCK_TYPES: [(&str, &str); 3] = [("lock", "wlock"), ("rlock", "rlock"), ("wlock", "wlock")];
 
@@ -44,6 +44,7 @@ Useful for running programs in distributed environments where the runs need to b
 {program} -n NODE -C CONTENT [options] <COMMAND>
   -d             run in debug mode, prints lot of information for debugging
   -z PATH        path to the zookeepercli command, default is zookeepercli in your PATH
+  -c LOCKPICKCMD path to lockpick command, default is lockpick cmd in your PATH
   -s ZK_SERVERS  zk servers to connect to host1[:port1][,host2[:port2]]... format, default is localhost:2181
   -r PATH        zk chroot to use, default is /devops
   -S SECONDS     numbers of seconds to wait between retrying for a lock, default is 5 seconds
@@ -67,7 +68,8 @@ struct Typed {
     lock_type: OsString,
     content: OsString,
     debug: bool,
-    ignored: bool,
+    /// What the option would have been for, and is not.
+    ignored: Option<&'static str>,
     command: OsString,
 }
 
@@ -107,11 +109,10 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, Answe
     };
     let Action::Lock(wish) = request.action else { unreachable!("a lock was asked for") };
     // The name that the script had in the messages of its shell.
-    let words = vec![shell().into(), "-c".into(), typed.command.clone(), program];
+    let words = vec![shell().into(), "-c".into(), "--".into(), evaluated(&typed.command), program];
     let variables = if typed.debug { vec![("DEBUG", "yes".into())] } else { Vec::new() };
-    let remark = typed.ignored.then(|| "-z is ignored: nothing here calls zookeepercli".to_owned());
     Ok(Request {
-        remark,
+        remark: typed.ignored.map(str::to_owned),
         verbosity: Verbosity::Verbose(if typed.debug { 2 } else { 0 }),
         voice: Voice::SyncdSpawn { spelling, lock, command: typed.command },
         action: Action::Spawn { wish, words, variables, manner: MANNER },
@@ -158,7 +159,8 @@ fn read(program: &OsStr, words: &[OsString], variable: impl Fn(&str) -> OsString
                 };
             }
             match letter {
-                b'z' => typed.ignored = true,
+                b'z' => typed.ignored = Some("-z is ignored: nothing here calls zookeepercli"),
+                b'c' => typed.ignored = Some("-c is ignored: nothing here calls lockpick"),
                 b's' => typed.servers = value,
                 b'r' => typed.chroot = value,
                 b'i' => typed.retries = value,
@@ -183,6 +185,17 @@ fn read(program: &OsStr, words: &[OsString], variable: impl Fn(&str) -> OsString
         }
     }
     Ok(typed)
+}
+
+/// What the shell is given. What begins like an option was one of `eval`, which says that it has none.
+fn evaluated(command: &OsStr) -> OsString {
+    match command.as_bytes().trim_ascii_start() {
+        words @ [b'-', ..] => {
+            let quoted = words.split(|byte| *byte == b'\'').collect::<Vec<_>>().join(&br"'\''"[..]);
+            OsString::from_vec([b"eval '", quoted.as_slice(), b"'"].concat())
+        }
+        _ => command.to_owned(),
+    }
 }
 
 fn told<T>(stdout: String, stderr: String) -> Result<T, Answer> {

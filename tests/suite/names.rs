@@ -544,6 +544,31 @@ Couldn't lock '/held':
             unlocked("true\n", "rlock"),
             format!("[TIME] WARNING lockpick: -z is ignored: nothing here calls zookeepercli\n{run}"),
         ),
+        (
+            with(&free, &["-c", "/bin/lockpick", "-l", "rlock", "true"]),
+            0,
+            unlocked("true\n", "rlock"),
+            format!("[TIME] WARNING lockpick: -c is ignored: nothing here calls lockpick\n{run}"),
+        ),
+        // What is no option of the script any more is one of its eval.
+        (
+            with(&free, &["-l", "rlock", "--", "-x"]),
+            2,
+            unlocked("-x\n", "rlock"),
+            format!("{run}PROGRAM: line 1: eval: -x: invalid option\neval: usage: eval [arg ...]\n"),
+        ),
+        (
+            with(&free, &["-l", "rlock", "+x"]),
+            127,
+            unlocked("+x\n", "rlock"),
+            format!("{run}PROGRAM: line 1: +x: command not found\n"),
+        ),
+        (
+            with(&free, &["-l", "rlock", "--", "--", "echo", "\"it's\"", "$#"]),
+            2,
+            unlocked("-- echo \"it's\" $#\n", "rlock"),
+            format!("{run}PROGRAM: line 1: eval: --: invalid option\neval: usage: eval [arg ...]\n"),
+        ),
         (with(&["-h"], &[]), 1, USAGE.into(), String::new()),
         (with(&["-x"], &[]), 1, USAGE.into(), "PROGRAM: illegal option -- x\n".into()),
         (with(&["-n"], &[]), 1, USAGE.into(), "PROGRAM: option requires an argument -- n\n".into()),
@@ -566,7 +591,7 @@ Couldn't lock '/held':
         let mut said = normalised(&ended.stdout().replace(&program, "PROGRAM"));
         if let Some((front, rest)) = said.split_once("<COMMAND>\n") {
             let (options, native) = rest.split_once("The native form").expect("a line that names it");
-            assert_eq!((options.lines().count(), native), (9, " of this program: syncd-spawn --help\n"), "{rest}");
+            assert_eq!((options.lines().count(), native), (10, " of this program: syncd-spawn --help\n"), "{rest}");
             said = format!("{front}<COMMAND>\n");
         }
         assert_eq!((ended.code(), said), (code, stdout), "{typed:?} {ended:?}");
