@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::slice;
 use std::time::Duration;
 
-use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout};
 
 use super::contender::{Claim, Lifetime, NodeName, Place};
 use super::owner::Ownership;
@@ -13,6 +13,9 @@ use super::path::{LockPath, NodePath};
 use super::queue::{Queue, Standing};
 use super::store::{Entry, Expected, Reading, Store, StoreError};
 use crate::planted::{Mistake, planted};
+
+/// How long who leaves looks at the queue once more, where servers do not answer.
+const LAST_LOOK: Duration = Duration::from_secs(1);
 
 /// How long we may wait for our turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +71,15 @@ impl<'s> Patience<'s> {
         self.over = Some(over);
         over
     }
+
+    /// Looks for the last time, once the time is over.
+    async fn last_look<T>(&mut self, look: impl Future<Output = T>) -> Over {
+        tokio::select! {
+            biased;
+            () = self.stop.as_mut() => Over::Stopped,
+            _ = timeout(LAST_LOOK, look) => Over::TimedOut,
+        }
+    }
 }
 
 /// What is told of the queue while we wait.
@@ -75,7 +87,7 @@ impl<'s> Patience<'s> {
 pub enum Reports {
     /// Who is in front: at once, when it changes, and then at this interval.
     Predecessor { every: Duration },
-    /// Everybody, at this interval.
+    /// Everybody, at this interval; and at the end, where the time is over before that.
     Queue { every: Duration },
 }
 
@@ -181,6 +193,7 @@ async fn wait<S: Store>(
     let (Reports::Predecessor { every } | Reports::Queue { every }) = reports;
     let mut ticks = interval_at(Instant::now() + every, every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut is_told = false;
     loop {
         let queue = tokio::select! {
             biased;
@@ -242,19 +255,10 @@ async fn wait<S: Store>(
                     }
                     Reports::Queue { .. } => {
                         ticks.tick().await;
-                        let queue = match store.contenders(lock).await {
-                            Ok(queue) if queue.standing(me) != Standing::Gone => queue,
-                            Ok(_) | Err(StoreError::NoLock(_)) => return Ok(()),
-                            Err(error) => return Err(error),
-                        };
-                        let readings = store.read(lock, queue.contenders()).await?;
-                        let predecessor = match queue.standing(me) {
-                            Standing::Behind(predecessor) => slice::from_ref(predecessor),
-                            Standing::Held | Standing::Gone | Standing::UsedUp => &[],
-                        };
-                        let owners = store.owners(lock, predecessor).await?;
-                        let predecessor = predecessor.iter().zip(&owners).next();
-                        observer(Happening::Queued { lock, queue: &queue, readings: &readings, predecessor });
+                        match tell_queue(store, lock, me, observer).await? {
+                            Told::Everybody => is_told = true,
+                            Told::Nothing => return Ok(()),
+                        }
                     }
                 }
             }
@@ -263,13 +267,49 @@ async fn wait<S: Store>(
             biased;
             gone = store.gone(lock, predecessor) => gone?,
             // Before a report that would come at the same moment.
-            end = patience.over() => return Err(over(end, lock, Some(predecessor))),
+            end = patience.over() => {
+                let end = match (end, reports) {
+                    (Over::TimedOut, Reports::Queue { .. }) if !is_told => {
+                        patience.last_look(tell_queue(store, lock, me, observer)).await
+                    }
+                    (end, _) => end,
+                };
+                return Err(over(end, lock, Some(predecessor)));
+            }
             seen = report => seen?,
         }
         if let Reports::Predecessor { .. } = reports {
             ticks.reset();
         }
     }
+}
+
+enum Told {
+    Everybody,
+    /// We are not in the queue any more.
+    Nothing,
+}
+
+async fn tell_queue<S: Store>(
+    store: &S,
+    lock: &LockPath,
+    me: &NodeName,
+    observer: &mut dyn FnMut(Happening<'_>),
+) -> Result<Told, StoreError> {
+    let queue = match store.contenders(lock).await {
+        Ok(queue) if queue.standing(me) != Standing::Gone => queue,
+        Ok(_) | Err(StoreError::NoLock(_)) => return Ok(Told::Nothing),
+        Err(error) => return Err(error),
+    };
+    let readings = store.read(lock, queue.contenders()).await?;
+    let predecessor = match queue.standing(me) {
+        Standing::Behind(predecessor) => slice::from_ref(predecessor),
+        Standing::Held | Standing::Gone | Standing::UsedUp => &[],
+    };
+    let owners = store.owners(lock, predecessor).await?;
+    let predecessor = predecessor.iter().zip(&owners).next();
+    observer(Happening::Queued { lock, queue: &queue, readings: &readings, predecessor });
+    Ok(Told::Everybody)
 }
 
 fn over(over: Over, lock: &LockPath, behind: Option<&NodeName>) -> AcquireError {
