@@ -135,13 +135,15 @@ fn rows_below(heading: &str) -> Vec<String> {
 }
 
 /// How a row of the migration table begins, and the test that shows it.
-const MIGRATION: [(&str, &str); 32] = [
+const MIGRATION: [(&str, &str); 36] = [
     ("script: TERM or HUP unlocked at once", "a_term_to_the_script_unlocked_while_the_command_ran_on"),
     ("script: TERM while it waited", "a_term_to_the_waiting_script_left_a_contender_that_nobody_owned"),
     ("script: INT or QUIT to it alone", "an_int_or_quit_to_the_script_alone_was_dropped"),
     ("HUP or QUIT left the node", "a_hup_or_quit_to_a_waiting_lockpick_left_its_node"),
     ("KILL left it too", "a_kill_of_a_waiting_lockpick_left_its_node"),
     ("a signal in the moment of the create", "a_signal_right_after_the_create_left_the_node"),
+    ("USR1, ALRM and others", "a_usr1_or_alrm_to_a_waiting_lockpick_ended_it_and_left_its_node"),
+    ("INT ended a waiting lockpick", "an_int_that_was_ignored_from_the_beginning_ended_a_waiting_lockpick"),
     ("a contender that vanished", "a_contender_that_vanished_while_it_was_listed_failed_the_run_and_left_its_node"),
     ("the limit began again", "the_limit_started_again_at_each_predecessor"),
     ("`-p 0` was a traceback", "a_retry_sleep_of_nothing_was_a_traceback_and_hung"),
@@ -150,6 +152,8 @@ const MIGRATION: [(&str, &str); 32] = [
     ("script: CONTENT was evaluated", "the_content_was_evaluated"),
     ("script: CONTENT with two blanks", "double_blanks_in_the_content_left_the_lock"),
     ("script: the command was evaluated in the script", "an_exec_or_an_assignment_in_the_command_left_the_lock"),
+    ("script: the command found its variables", "the_command_found_what_was_the_scripts_in_its_shell"),
+    ("script: bash said `Killed`", "every_option_of_the_script_does_what_the_script_did_with_it"),
     ("script: its words were joined", "arguments_lost_their_quoting"),
     ("script: `-l unlock`", "a_lock_type_that_only_contained_one_deleted_the_node_and_ran_the_command_without_a_lock"),
     ("everybody may read and delete", "each_releases_the_others_nodes"),

@@ -100,6 +100,34 @@ fn a_hup_or_quit_to_a_waiting_lockpick_left_its_node() {
 }
 
 #[test]
+fn a_usr1_or_alrm_to_a_waiting_lockpick_ended_it_and_left_its_node() {
+    let old = Old::new();
+    let node = old.take(&["lock", "/x"]);
+    let waiter = old.start_lockpick(&["-r", "60", "-p", "1", "lock", "/x"]);
+    waiter.warns("Waiting to acquire lock");
+    waiter.signal(libc::SIGUSR1);
+    waiter.signal(libc::SIGALRM);
+    old.lockpick(&["unlock", &node]).good();
+    let ended = waiter.end().good();
+    assert_eq!(normalised(ended.stdout()), "/x/UUID__lock__N\n");
+}
+
+#[test]
+fn an_int_that_was_ignored_from_the_beginning_ended_a_waiting_lockpick() {
+    let old = Old::new();
+    let node = old.take(&["lock", "/x"]);
+    let lockpick = old.path().join("lockpick").display().to_string();
+    // As the shell of a script starts what it puts into the background.
+    let mut words = vec!["-c", "trap '' INT; exec \"$0\" \"$@\"", &lockpick];
+    words.extend(["-s", old.bench.servers(), "-c", old.bench.chroot(), "-r", "60", "-p", "1", "lock", "/x"]);
+    let waiter = Run::start(old.bench.program("sh", words));
+    waiter.warns("Waiting to acquire lock");
+    waiter.signal(libc::SIGINT);
+    old.lockpick(&["unlock", &node]).good();
+    waiter.end().good();
+}
+
+#[test]
 fn a_kill_of_a_waiting_lockpick_left_its_node() {
     let old = Old::new();
     let node = old.take(&["lock", "/x"]);
@@ -257,6 +285,17 @@ fn an_exec_or_an_assignment_in_the_command_left_the_lock() {
         assert!(ended.code() == code && last.starts_with("Unlocked '/x/"), "{command}: {ended:?}");
         assert_eq!(old.bench.queue("/x"), Vec::<String>::new(), "{command}");
     }
+}
+
+#[test]
+fn the_command_found_what_was_the_scripts_in_its_shell() {
+    let old = Old::new();
+    let shown = "echo \"<$LOCKPATH$NODE$LOCKTYPE$RETRIES$CONTENT>\" $# $SYNCD_SPAWN_LOCK_PATH $SYNCD_SPAWN_LOCK_NODE";
+    let ended = old.script(&script("/x", &[shown])).good();
+    let lines = normalised(ended.stdout());
+    assert_eq!(lines.lines().nth(1), Some("<> 0 /x /x/UUID__lock__N"), "{lines}");
+    let ended = old.script(&script("/x", &["return 5"])).failed(2, "return: can only");
+    assert!(ended.stdout().contains("\nUnlocked '/x/"), "{ended:?}");
 }
 
 /// Callers depend on it under the old name; the native form is the one without.
