@@ -112,7 +112,7 @@ fn tell(address: &Address, voice: &Voice, told: &mut Option<NodeName>, happening
             let who = match reading {
                 Reading::There(contender) => {
                     let since = date(contender.since);
-                    format!("'{}' {} since {since}", contender.identifier, lock.node(predecessor))
+                    format!("'{}' {} since {since}", contender.identifier.brief(), lock.node(predecessor))
                 }
                 Reading::Missing => return,
                 Reading::Forbidden => format!("{} (its identifier may not be read)", lock.node(predecessor)),

@@ -76,7 +76,7 @@ impl Voice {
         for (name, reading) in queue.contenders().iter().zip(readings) {
             let node = self.path(&lock.node(name));
             match reading {
-                Reading::There(contender) => warn!("'{}' {node}", contender.identifier),
+                Reading::There(contender) => warn!("'{}' {node}", contender.identifier.brief()),
                 // Gone between the two looks.
                 Reading::Missing => {}
                 Reading::Forbidden => warn!("(no permission) {node}"),

@@ -152,7 +152,19 @@ pub struct Identifier(pub Vec<u8>);
 impl Identifier {
     /// ZooKeeper closes the connection on a request of a megabyte; nobody reads an identifier that long.
     pub const LONGEST: usize = 64 * 1024;
+
+    /// As it is shown, cut where that is longer than a message has room for.
+    pub fn brief(&self) -> String {
+        let mut text = self.to_string();
+        if text.len() > LONGEST_IN_A_MESSAGE {
+            text.truncate(text.floor_char_boundary(LONGEST_IN_A_MESSAGE));
+            text.push_str("...");
+        }
+        text
+    }
 }
+
+const LONGEST_IN_A_MESSAGE: usize = 1024;
 
 /// Invalid UTF-8 and control characters are escaped, so that one identifier stays on one line.
 impl fmt::Display for Identifier {

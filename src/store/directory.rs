@@ -385,17 +385,17 @@ impl Store for Directory {
     }
 
     async fn leave(&self, lock: &LockPath, name: &NodeName, expected: Expected) -> Result<Removal, StoreError> {
-        let not_removed = |Trouble { cause, .. }| {
-            let (node, place) = (lock.node(name), self.place());
-            StoreError::NotRemoved { node, place, cause }
+        let not_removed = |cause| StoreError::NotRemoved { node: lock.node(name), place: self.place(), cause };
+        let removal = match self.find(lock) {
+            Ok(Some(dir)) => Self::remove(&dir, name.as_str(), expected).map_err(|Trouble { cause, .. }| not_removed(cause)),
+            Ok(None) => Ok(Removal::Missing),
+            Err(StoreError::Refused { what, cause, .. }) => Err(not_removed(format!("{what}: {cause}"))),
+            Err(error) => Err(not_removed(error.to_string())),
         };
-        let removal = match self.find(lock)? {
-            Some(dir) => Self::remove(&dir, name.as_str(), expected).map_err(not_removed)?,
-            None => Removal::Missing,
-        };
-        // What the command left running may have the file still open, and others wait for its flock.
+        // What the command left running may have the file still open, and others wait for its flock; whoever removes it then
+        // finds nobody alive.
         self.held.borrow_mut().retain(|(held, file)| held != name || file.unlock().is_err());
-        Ok(removal)
+        removal
     }
 
     fn heirloom(&self, name: &NodeName) -> Option<Rc<File>> {

@@ -10,11 +10,23 @@ const INCREMENT: &str =
     r#"read n <"$0/counter"; n=$((n + 1)); echo $n >"$0/counter"; echo "$SYNCD_SPAWN_LOCK_NODE" >>"$0/log""#;
 
 on_every_store!(
+    however_long_an_identifier_is_who_waits_names_the_node_behind_it,
     fifty_writers_at_once_lose_no_increment_and_are_served_in_order,
     twenty_readers_hold_together_while_a_writer_waits_and_a_reader_behind_it_too,
     a_waiter_that_gives_up_in_the_middle_lets_nobody_in_too_early,
     all_kinds_in_one_queue_come_in_order,
 );
+
+fn however_long_an_identifier_is_who_waits_names_the_node_behind_it(bench: &Bench) {
+    let long = "x".repeat(60_000);
+    let holder = bench.hold(["-n", "/x", "-i", &long]).ready();
+    let node = format!("/x/{}", bench.queue("/x")[0]);
+    let waiter = bench.hold(["-n", "/x"]).waits();
+    waiter.warns(&format!("{}...' {node} since ", &long[..1024]));
+    assert!(bench.run(["list", "/x"]).good().stdout().contains(&long), "a list has all of it");
+    holder.finish().good();
+    waiter.ready().finish().good();
+}
 
 fn fifty_writers_at_once_lose_no_increment_and_are_served_in_order(bench: &Bench) {
     let directory = tempfile::tempdir().unwrap();

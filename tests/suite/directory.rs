@@ -519,6 +519,18 @@ fn a_full_disk_is_named_and_nothing_is_left_on_it() {
 }
 
 #[test]
+fn a_release_that_cannot_even_look_is_named_with_the_line_that_does_it() {
+    let bench = Bench::directory();
+    let holder = bench.hold(["-n", "/x", "--on-lost", "ignore"]).ready();
+    let (directory, away) = (bench.file("/x").unwrap(), bench.file("/away").unwrap());
+    fs::rename(&directory, &away).unwrap();
+    fs::write(&directory, "").unwrap();
+    let ended = holder.finish().failed(125, "could not be removed from ");
+    let typed = ended.stderr.lines().find_map(|line| line.strip_prefix("hint: ")).expect("a hint");
+    assert!(typed.contains(" unlock /x/"), "{typed}");
+}
+
+#[test]
 fn a_disk_without_inodes_or_one_that_is_read_only_is_named() {
     let ended = in_a_mount_namespace(
         r#"export SYNCD_SPAWN_SERVERS="file://$1" SYNCD_SPAWN_CHROOT=/

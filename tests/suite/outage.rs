@@ -49,7 +49,12 @@ fn a_server_that_hangs_is_an_error_within_the_limit() {
     run.signal(libc::SIGINT);
     assert_eq!(run.end().died_of(), libc::SIGINT);
     assert!(started.elapsed() < Duration::from_secs(20));
+    let run = bench.start(["-q", "-n", "/x", "true"]);
+    let told = bench.start(["-n", "/x", "true"]);
+    told.warns(&format!("{} does not answer; trying on", server.address()));
     server.signal(libc::SIGCONT);
+    assert_eq!(run.end().good().stderr, "");
+    told.end().good();
 }
 
 #[test]

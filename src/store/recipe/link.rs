@@ -3,6 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -19,6 +20,8 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(2);
 const OPEN_TIMEOUT_ALONE: Duration = Duration::from_secs(8);
 /// An answer that takes longer is taken for lost.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(8);
+/// After so much of it a person wants to know.
+const SILENCE: Duration = Duration::from_secs(3);
 /// Closing is a courtesy in the end: the server does the same when the session times out.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 /// Between two attempts; none is made after a connection that was good for something.
@@ -117,7 +120,13 @@ impl<E: Ensemble> Link<E> {
             }
             sleep(self.jittered(state.pause)).await;
             state.pause = (state.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
-            self.try_all(&mut state).await;
+            let mut trying = pin!(self.try_all(&mut state));
+            if timeout(SILENCE, trying.as_mut()).await.is_err() {
+                if !self.is_told.replace(true) {
+                    warn!("{} does not answer; trying on", self.ensemble.servers());
+                }
+                trying.await;
+            }
         }
     }
 
