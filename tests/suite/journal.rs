@@ -103,6 +103,19 @@ fn an_entry_is_there_before_the_node_and_gone_after_it_whatever_became_of_the_ru
 }
 
 #[test]
+fn an_entry_is_written_while_the_server_is_still_being_reached() {
+    let bench = Bench::zookeeper();
+    let proxy = Proxy::start(bench.servers(), &[]);
+    proxy.blackhole(Direction::ToClient);
+    let run = bench.through(&proxy.address()).hold(["-n", "/x"]);
+    wait_until("it is written", || bench.entries().len() == 1);
+    assert!(proxy.flights().iter().all(|flight| flight.iter().all(|request| *request == Request::Connect as i32)));
+    proxy.heal();
+    run.ready().finish().good();
+    nothing_is_left(&bench, "/x");
+}
+
+#[test]
 fn what_is_killed_with_its_command_is_removed_by_the_next_one() {
     let bench = Bench::zookeeper();
     for (kind, options) in [("lock", &[][..]), ("rlock", &["--no-wait"]), ("wlock", &["-t", "30s"])] {

@@ -284,6 +284,10 @@ impl<E: Ensemble> Link<E> {
 
 /// We may have come to a server that has seen less than we have. Behind a sync it has seen all that; a server that does not
 /// answer one would show us an old queue, without ourselves.
+///
+/// It has to be the first request of the connection, too. The client numbers requests anew in every connection, and servers pair
+/// what was committed with who asked for it by session and number: they would take a write of the connection before for the
+/// request of that number in this one. No write is ever the first, and the answer to a sync comes after all that was proposed.
 async fn catch_up<S: Session>(session: &S, within: Duration) -> Result<(), String> {
     if planted(Mistake::LooksWithoutABarrier) {
         return Ok(());
