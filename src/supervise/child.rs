@@ -520,6 +520,16 @@ pub enum Change {
     Ended(Ending),
 }
 
+/// Whether [`next_change`] has one; nobody is reaped.
+pub fn has_changed() -> bool {
+    let which = libc::WEXITED | libc::WSTOPPED | libc::WCONTINUED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: all zeros is a valid siginfo_t, and this one lives here. Without a change its pid stays 0.
+    unsafe {
+        let mut found: libc::siginfo_t = std::mem::zeroed();
+        libc::waitid(libc::P_ALL, 0, &raw mut found, which) == 0 && found.si_pid() != 0
+    }
+}
+
 /// The next child that stopped, was continued or ended, if there is one; one that ended is reaped. Signals merge, so ask until there is none.
 pub fn next_change() -> Option<(i32, Change)> {
     let mut status = 0;

@@ -7,6 +7,7 @@ mod signals;
 mod words;
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::fs::File;
 use std::future::ready;
 use std::io;
@@ -17,7 +18,7 @@ use tokio::sync::watch;
 use tokio::task::yield_now;
 use tracing::warn;
 
-use self::child::{Change, Child, Start, adopt_orphans, has_children, next_change, send_to, spawn};
+use self::child::{Change, Child, Start, adopt_orphans, has_changed, has_children, next_change, send_to, spawn};
 pub use self::child::{Inherited, Program, die_of, stdout_was_closed};
 use self::descendants::{Process, children, descendants};
 use self::policy::{Action, Event, Policy};
@@ -93,6 +94,7 @@ pub async fn supervise(
     let mut exec_error = None;
     let mut is_executing = true;
     let mut has_resumed = false;
+    let mut is_more = false;
     let mut deadline: Option<Duration> = None;
     'waiting: loop {
         // What is over by now comes before the signals, the one among them that continues the command.
@@ -113,9 +115,13 @@ pub async fn supervise(
                 exec_error = outcome.err();
                 None
             }
+            () = ready(()), if is_more => None,
         };
+        // Asked before the signals are read: when anybody has ended by one that was sent to our group, we have it too.
+        is_more = has_changed();
+        let arrived = if is_more { signals.arrived().unwrap_or_default() } else { VecDeque::new() };
         let mut news = None;
-        if matches!(event, Some(Event::Resumed | Event::Signal(_))) {
+        if matches!(event, Some(Event::Resumed | Event::Signal(_))) || !arrived.is_empty() {
             // Perhaps we stood still, and in the middle of this turn: before anybody goes on the permission is looked at again.
             yield_now().await;
             if matches!(permission.has_changed(), Ok(true)) {
@@ -123,7 +129,8 @@ pub async fn supervise(
             }
         }
         // One after the other: a signal is passed on before the command is reaped, never after.
-        for event in news.into_iter().chain(event).chain(tree.changes()) {
+        let arrived = arrived.into_iter().map(Event::Signal);
+        for event in news.into_iter().chain(event).chain(arrived).chain(tree.changes(is_more)) {
             for action in policy.on(event) {
                 match action {
                     Action::Send(signal, target) => tree.send(signal, target),
@@ -236,10 +243,11 @@ impl Tree {
         }
     }
 
-    /// What became of the command and of what it left behind; who else is our child is reaped as well.
-    fn changes(&self) -> impl Iterator<Item = Event> {
+    /// What became of the command, if somebody changed, and of what it left behind; who else is our child is reaped as well.
+    fn changes(&self, is_change: bool) -> impl Iterator<Item = Event> {
         self.look_after_others();
-        let changes = std::iter::from_fn(next_change).filter(|(pid, _)| *pid == self.child.pid());
+        let change = std::iter::once_with(next_change).take(is_change.into()).flatten();
+        let changes = change.filter(|(pid, _)| *pid == self.child.pid());
         let events = changes.map(|(_, change)| match change {
             Change::Stopped(signal) => Event::Stopped(signal),
             Change::Continued => Event::Continued,
@@ -251,8 +259,9 @@ impl Tree {
         events.chain(std::iter::once_with(|| self.rest()).flatten())
     }
 
+    /// Once nobody is left to reap: it is a walk through the tree.
     fn rest(&self) -> Option<Event> {
-        self.has_ended.get().then(|| if self.is_alone() { Event::Alone } else { Event::Orphans })
+        (self.has_ended.get() && !has_changed()).then(|| if self.is_alone() { Event::Alone } else { Event::Orphans })
     }
 
     /// Whether nobody is left, running or not yet reaped. Who ends leaves his children to us in the same moment, so the

@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::mem;
 
 use nix::sys::signal::SigSet;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -43,23 +44,36 @@ impl Signals {
     /// May be dropped; none is lost.
     pub async fn next(&mut self) -> io::Result<Signal> {
         loop {
+            self.read()?;
             if let Some(signal) = self.pending.pop_front() {
                 return Ok(signal);
             }
-            let mut ready = self.fd.readable_mut().await?;
-            // Not until there is none: who sends faster than we read must not keep us from everything else.
-            for _ in 0..MOST_AT_ONCE {
-                let Some(record) = ready.get_inner().read_signal()? else {
-                    ready.clear_ready();
-                    break;
-                };
-                let sender = match record.ssi_code {
-                    code if code > 0 => Sender::Kernel,
-                    _ => Sender::Process(record.ssi_pid.cast_signed()),
-                };
-                self.pending.push_back(Signal { number: record.ssi_signo.cast_signed(), sender });
-            }
+            // What came since the look above is found by the next one.
+            self.fd.readable_mut().await?.clear_ready();
         }
+    }
+
+    /// Those that are there now, whether the runtime has noticed or not.
+    pub fn arrived(&mut self) -> io::Result<VecDeque<Signal>> {
+        let mut arrived = mem::take(&mut self.pending);
+        self.read()?;
+        arrived.append(&mut self.pending);
+        Ok(arrived)
+    }
+
+    /// Not until there is none: who sends faster than we read must not keep us from everything else. But all that are not
+    /// real-time ones, for those come first and merge.
+    fn read(&mut self) -> io::Result<()> {
+        while self.pending.len() < MOST_AT_ONCE
+            && let Some(record) = self.fd.get_ref().read_signal()?
+        {
+            let sender = match record.ssi_code {
+                code if code > 0 => Sender::Kernel,
+                _ => Sender::Process(record.ssi_pid.cast_signed()),
+            };
+            self.pending.push_back(Signal { number: record.ssi_signo.cast_signed(), sender });
+        }
+        Ok(())
     }
 
     /// Waits for a signal that asks us to end, and answers its number. Of the others those that stop a job stop us; the rest

@@ -438,14 +438,20 @@ impl Run {
         }
     }
 
+    /// The same to the group that it leads.
+    pub fn signal_group(&self, number: i32) {
+        send(-self.pid(), number);
+    }
+
     /// Stops it, and waits until none of its threads runs.
     pub fn stop(&self) {
         self.signal(libc::SIGSTOP);
-        let deadline = Instant::now() + LIMIT;
-        while !is_stopped(self.pid()) {
-            assert!(Instant::now() < deadline, "it does not stop");
-            thread::sleep(Duration::from_millis(1));
-        }
+        self.stands_still();
+    }
+
+    /// Waits until none of its threads runs.
+    pub fn stands_still(&self) {
+        wait_until("it stops", || is_stopped(self.pid()));
     }
 
     /// Whether it still runs.
@@ -517,7 +523,8 @@ pub fn children(pid: i32) -> Vec<i32> {
 
 /// Sends any signal, real-time ones too. One that has gone already is as good.
 pub fn send(pid: i32, number: i32) {
-    let sent = Command::new("sh").args(["-c", "kill -$1 $2 2>/dev/null", "sh", &number.to_string(), &pid.to_string()]).status();
+    let sent =
+        Command::new("sh").args(["-c", "kill -s $1 -- $2 2>/dev/null", "sh", &number.to_string(), &pid.to_string()]).status();
     sent.expect("sh is there");
 }
 

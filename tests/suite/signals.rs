@@ -1,5 +1,6 @@
 //! Signals: passed on while the command runs, obeyed while we wait, and never a node left behind.
 
+use std::os::unix::process::CommandExt;
 use std::thread;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ on_every_store!(
     signals_are_passed_on_one_for_one_and_the_lock_is_kept,
     the_lock_is_kept_until_the_command_has_cleaned_up_after_term,
     a_command_ended_by_a_signal_that_we_were_sent_lets_us_die_of_it_too,
+    a_stopped_job_that_is_ended_by_a_signal_dies_of_it_as_a_whole,
     while_waiting_the_four_that_ask_for_an_end_take_our_node_out,
     a_signal_that_was_ignored_when_we_started_is_no_request,
     a_term_or_int_at_any_moment_of_a_hundred_short_runs_leaves_an_empty_queue,
@@ -81,6 +83,23 @@ fn a_command_ended_by_a_signal_that_we_were_sent_lets_us_die_of_it_too(bench: &B
     let own = bench.run(["-n", "/die", "--", "sh", "-c", "kill -TERM $$"]);
     assert_eq!(own.code(), 143, "nobody sent it to us");
     assert!(bench.queue("/die").is_empty());
+}
+
+fn a_stopped_job_that_is_ended_by_a_signal_dies_of_it_as_a_whole(bench: &Bench) {
+    for number in [libc::SIGTERM, libc::SIGHUP, libc::SIGUSR1] {
+        let mut command = bench.command(["-n", "/job", "--group=same", "--", "sh", "-c", "echo ready; exec sleep 1000"]);
+        command.process_group(0);
+        let run = Run::start(command).ready();
+        // As Ctrl-Z and a shell's kill %1 do it.
+        run.signal_group(libc::SIGTSTP);
+        run.stands_still();
+        run.signal_group(number);
+        run.signal_group(libc::SIGCONT);
+        let ended = run.end();
+        assert_eq!(ended.died_of(), number, "{ended:?}");
+        assert!(!ended.stderr.contains("ended by signal"), "{ended:?}");
+        assert!(bench.queue("/job").is_empty());
+    }
 }
 
 fn while_waiting_the_four_that_ask_for_an_end_take_our_node_out(bench: &Bench) {
