@@ -44,7 +44,9 @@ pub fn death_signal(text: &str) -> Result<Option<i32>, String> {
     let name = text.strip_prefix("SIG").unwrap_or(text);
     let number = match (name.parse::<i32>(), name.split_once('+')) {
         (Ok(number), _) => number,
-        (Err(_), Some(("RTMIN", offset))) => libc::SIGRTMIN() + offset.parse::<i32>().map_err(|_| unknown())?,
+        (Err(_), Some(("RTMIN", offset))) => {
+            offset.parse().ok().and_then(|offset| libc::SIGRTMIN().checked_add(offset)).ok_or_else(unknown)?
+        }
         (Err(_), _) => format!("SIG{name}").parse::<Signal>().map_err(|_| unknown())? as i32,
     };
     if (1..=libc::SIGRTMAX()).contains(&number) { Ok(Some(number)) } else { Err(unknown()) }
@@ -138,7 +140,7 @@ mod tests {
             assert_eq!(death_signal(text), Ok(Some(signal)), "{text}");
         }
         assert_eq!(death_signal("none"), Ok(None));
-        for text in ["", "0", "65", "-1", "TERMINATE", "kill", "RTMIN+99", "RTMIN+x"] {
+        for text in ["", "0", "65", "-1", "TERMINATE", "kill", "RTMIN+99", "RTMIN+x", "RTMIN+2147483647", "RTMIN+2147483648"] {
             assert!(death_signal(text).is_err(), "{text}");
         }
     }
