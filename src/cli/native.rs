@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use super::{Answer, values};
 use crate::command::{
@@ -376,8 +376,7 @@ struct SpawnOnly {
 type DeathSignal = std::option::Option<i32>;
 
 impl SpawnOnly {
-    /// `from_line`: whether an option was typed, and is no site's default.
-    fn manner(&self, from_line: impl Fn(&str) -> bool) -> Result<Manner, Answer> {
+    fn manner(&self, origins: Origins<'_>) -> Result<Manner, Answer> {
         Ok(Manner {
             kill_after: self.kill_after,
             grace: self.grace,
@@ -385,37 +384,37 @@ impl SpawnOnly {
             target: self.forward_to,
             group: self.group,
             on_lost: self.on_lost,
-            lifetime: self.lifetime(from_line)?,
+            lifetime: self.lifetime(origins)?,
             death_signal: self.pdeathsig,
             signal_exit: self.signal_exit,
             heirloom: if self.close { HeirloomChoice::Close } else { HeirloomChoice::PassOn },
         })
     }
 
-    fn lifetime(&self, from_line: impl Fn(&str) -> bool) -> Result<LifetimeChoice, Answer> {
+    fn lifetime(&self, origins: Origins<'_>) -> Result<LifetimeChoice, Answer> {
         let unpromised = if self.ephemeral { LifetimeChoice::Ephemeral } else { LifetimeChoice::Persistent };
         let Some(after) = self.abandon_after else { return Ok(unpromised) };
         let (on_lost, orphans) = (self.on_lost == OnLost::Ignore, self.orphans == Orphans::Leave);
         let survives = self.pdeathsig != Some(libc::SIGKILL);
         let conflicts = [
-            (self.ephemeral, "ephemeral", "--ephemeral", "a lock that goes with our session is not there any more by then"),
-            (on_lost, "on_lost", "--on-lost=ignore", "a command that is not stopped makes it a promise that is not kept"),
-            (orphans, "orphans", "--orphans=leave", "what is left running is stopped by nobody"),
-            (survives, "pdeathsig", "another --pdeathsig than KILL", "a command that outlives us is stopped by nobody"),
+            (self.ephemeral, "ephemeral", "", "a lock that goes with our session is not there any more by then"),
+            (on_lost, "on_lost", "=ignore", "a command that is not stopped makes it a promise that is not kept"),
+            (orphans, "orphans", "=leave", "what is left running is stopped by nobody"),
+            (survives, "pdeathsig", " other than KILL", "a command that outlives us is stopped by nobody"),
         ];
-        if let Some((_, id, option, why)) = conflicts.into_iter().find(|(is_given, ..)| *is_given) {
+        let name = origins.name("abandon_after");
+        if let Some((_, id, value, why)) = conflicts.into_iter().find(|(is_given, ..)| *is_given) {
             // A site's default gives way to what is typed.
-            return match from_line("abandon_after") || !from_line(id) {
-                true => usage(format!("--abandon-after does not go with {option}: {why}")),
+            return match origins.is_typed("abandon_after") || !origins.is_typed(id) {
+                true => usage(format!("{name} does not go with {}{value}: {why}", origins.name(id))),
                 false => Ok(unpromised),
             };
         }
         let shortest = shortest_promise(self.grace);
         if after < shortest {
             let [after, grace, shortest] = [after, self.grace, shortest].map(humantime::format_duration);
-            return usage(format!(
-                "--abandon-after {after} is too short for --grace {grace}: it has to be {shortest} at least"
-            ));
+            let for_what = origins.name("grace");
+            return usage(format!("{name} {after} is too short for {for_what} {grace}: it has to be {shortest} at least"));
         }
         Ok(LifetimeChoice::Promised { abandon_after: after })
     }
@@ -504,50 +503,96 @@ enum Sub {
     },
 }
 
-fn command() -> clap::Command {
-    let mut command = Native::command().bin_name("syncd-spawn");
+/// `ignores`: of which options the variable is not read.
+fn command(ignores: impl Fn(&str) -> bool) -> clap::Command {
+    // A variable that is set to nothing says nothing.
     let is_empty = |arg: &clap::Arg| arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
-    let empty: Vec<_> = command.get_arguments().filter(|arg| is_empty(arg)).map(|arg| arg.get_id().clone()).collect();
-    for id in empty {
-        // A variable that is set to nothing says nothing.
-        command = command.mut_arg(id, |arg| arg.env(None::<&str>));
+    Native::command().bin_name("syncd-spawn").mut_args(|arg| {
+        // So that what is wrong with one is said of the option that it was given to.
+        let has_value = arg.get_action().takes_values() && !arg.is_positional();
+        let arg = if has_value { arg.allow_negative_numbers(true) } else { arg };
+        if is_empty(&arg) || ignores(arg.get_id().as_str()) { arg.env(None::<&str>) } else { arg }
+    })
+}
+
+fn matches(words: &[OsString]) -> Result<ArgMatches, Answer> {
+    let with = |ignores: &dyn Fn(&str) -> bool| command(ignores).try_get_matches_from(words);
+    match with(&|_| false).map_err(answer) {
+        Err(Answer::Usage(_)) => {}
+        done => return done,
     }
-    command
+    // Perhaps it is about a variable, which is blamed on its option; and one that means nothing here is not looked at.
+    let typed = with(&|_| true).map_err(answer)?;
+    let is_useless = |id: &str| misplaced(&typed, id).is_some();
+    with(&is_useless).map_err(|error| {
+        let is_to_blame = |arg: &&clap::Arg| with(&|id| id != arg.get_id().as_str() || is_useless(id)).is_err();
+        match Native::command().get_arguments().find(is_to_blame) {
+            Some(arg) => answer_about(error, &variable(arg.get_id().as_str())),
+            None => answer(error),
+        }
+    })
+}
+
+/// What is wrong with an option that means nothing to the subcommand that was typed.
+fn misplaced(matches: &ArgMatches, id: &str) -> Option<String> {
+    let (subcommand, its) = matches.subcommand()?;
+    if let Some((_, option)) = SPAWN_ONLY.iter().find(|(of_spawn, _)| *of_spawn == id) {
+        return Some(format!(
+            "{option} belongs to a command that is run, and {subcommand} is a subcommand; \
+             to run a command of that name write -- {subcommand}"
+        ));
+    }
+    let is_it =
+        |(subcommands, misplaced, ..): &&(&[&str], &str, &str, &str)| subcommands.contains(&subcommand) && *misplaced == id;
+    let (_, _, option, why) = MISPLACED.iter().find(is_it)?;
+    // Whether something still runs on this host.
+    let is_needed = id == "state_dir" && subcommand == "unlock" && its.get_flag("if_dead");
+    (!is_needed).then(|| format!("{option} means nothing to {subcommand}: {why}"))
+}
+
+/// The site's default of an option.
+fn variable(id: &str) -> String {
+    format!("SYNCD_SPAWN_{}", id.to_uppercase())
+}
+
+/// Where the values are from.
+#[derive(Clone, Copy)]
+struct Origins<'m>(&'m ArgMatches);
+
+impl Origins<'_> {
+    /// Whether an option was typed, and is no site's default.
+    fn is_typed(self, id: &str) -> bool {
+        self.0.value_source(id) == Some(ValueSource::CommandLine)
+    }
+
+    /// What to call it so that whoever reads it knows where to look: an option, or a site's default.
+    fn name(self, id: &str) -> String {
+        match self.0.value_source(id) {
+            Some(ValueSource::EnvVariable) => variable(id),
+            _ => format!("--{}", id.replace('_', "-")),
+        }
+    }
 }
 
 pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, Answer> {
-    let matches = command().try_get_matches_from(words).map_err(|error| answer(&error))?;
-    let from_line = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
-    if let Some(subcommand) = matches.subcommand_name() {
-        for (id, option) in SPAWN_ONLY {
-            if from_line(id) {
-                return usage(format!(
-                    "{option} belongs to a command that is run, and {subcommand} is a subcommand; \
-                     to run a command of that name write -- {subcommand}"
-                ));
-            }
-        }
-    }
-    for (subcommands, id, option, why) in MISPLACED {
-        // Whether something still runs on this host.
-        let is_needed =
-            id == "state_dir" && matches.subcommand_matches("unlock").is_some_and(|unlock| unlock.get_flag("if_dead"));
-        let misplaced = |name: &&str| subcommands.contains(name) && from_line(id) && !is_needed;
-        if let Some(subcommand) = matches.subcommand_name().filter(misplaced) {
-            return usage(format!("{option} means nothing to {subcommand}: {why}"));
-        }
+    let words: Vec<_> = words.into_iter().collect();
+    let matches = matches(&words)?;
+    let origins = Origins(&matches);
+    let placed = SPAWN_ONLY.iter().map(|(id, _)| *id).chain(MISPLACED.iter().map(|(_, id, ..)| *id));
+    if let Some(text) = placed.filter(|id| origins.is_typed(id)).find_map(|id| misplaced(&matches, id)) {
+        return usage(text);
     }
     let limits: Vec<_> = [("timeout", "--timeout"), ("no_wait", "--no-wait"), ("retry_count", "--retry-count")]
         .into_iter()
-        .filter(|(id, _)| from_line(id))
+        .filter(|(id, _)| origins.is_typed(id))
         .map(|(_, option)| option)
         .collect();
     if let [first, second, ..] = limits[..] {
         return usage(format!("{first} and {second} both say how long to wait; give one"));
     }
-    let native = Native::from_arg_matches(&matches).map_err(|error| answer(&error))?;
+    let native = Native::from_arg_matches(&matches).map_err(answer)?;
     let wait = wait(&native.waiting, limits.first().copied());
-    let address = address(native.connection, from_line)?;
+    let address = address(native.connection, origins)?;
     let Common { state_dir, identifier, verbose, quiet } = native.common;
     let state_dir = state_dir.unwrap_or(StateDir::Own);
     let verbosity = if quiet { Verbosity::Quiet } else { Verbosity::Verbose(verbose) };
@@ -589,7 +634,7 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, Answe
             let Some(name) = native.command.first() else {
                 return usage("no command was given");
             };
-            let manner = native.spawn.manner(from_line)?;
+            let manner = native.spawn.manner(origins)?;
             let SpawnOnly { node, lock_type, .. } = native.spawn;
             let lock = match node {
                 Some(lock) => lock,
@@ -617,20 +662,22 @@ fn wait(waiting: &Waiting, given: Option<&str>) -> Wait {
     Wait { limit, over: LimitOver::Everything, reports, conflict_status: waiting.conflict_exit_code }
 }
 
-/// `from_line`: whether an option was typed, and is no site's default.
-fn address(connection: Connection, from_line: impl Fn(&str) -> bool) -> Result<Address, Answer> {
+fn address(connection: Connection, origins: Origins<'_>) -> Result<Address, Answer> {
     let default = || AbsolutePath::parse(values::DEFAULT_CHROOT).expect("the default is well formed");
     let address = match (connection.servers, connection.chroot) {
         (Location::Directory(root), chroot) => Address::Directory { root, chroot: chroot.unwrap_or_else(default) },
         (Location::ZooKeeper(mut servers), given) => {
             let chroot = match (servers.chroot.take(), given) {
-                (Some(inside), Some(given)) if inside != given => match (from_line("servers"), from_line("chroot")) {
-                    (true, false) => inside,
-                    (false, true) => given,
-                    (true, true) | (false, false) => {
-                        return usage(format!("--servers ends in the chroot {inside} and --chroot says {given}; give one"));
+                (Some(inside), Some(given)) if inside != given => {
+                    match (origins.is_typed("servers"), origins.is_typed("chroot")) {
+                        (true, false) => inside,
+                        (false, true) => given,
+                        (true, true) | (false, false) => {
+                            let (servers, chroot) = (origins.name("servers"), origins.name("chroot"));
+                            return usage(format!("{servers} ends in the chroot {inside} and {chroot} says {given}; give one"));
+                        }
                     }
-                },
+                }
                 (Some(chroot), _) | (None, Some(chroot)) => chroot,
                 (None, None) => default(),
             };
@@ -659,7 +706,22 @@ fn is_of_a_command_that_is_run(error: &clap::Error) -> bool {
     ["-n", "-l", "-k"].contains(&invalid.as_str()) || SPAWN_ONLY.iter().any(|(_, option)| invalid == *option)
 }
 
-fn answer(error: &clap::Error) -> Answer {
+/// About a value that did not come from the option that clap has in mind.
+fn answer_about(mut error: clap::Error, name: &str) -> Answer {
+    match error.insert(ContextKind::InvalidArg, ContextValue::String(name.to_owned())) {
+        Some(_) => answer(error),
+        None => Answer::Usage(format!("invalid value for '{name}': it is not UTF-8")),
+    }
+}
+
+fn answer(mut error: clap::Error) -> Answer {
+    if let Some(ContextValue::StyledStrs(mut tips)) = error.remove(ContextKind::Suggested) {
+        // What begins with a dash is no command, and would be one behind --.
+        tips.retain(|tip| !tip.to_string().starts_with("to pass "));
+        if !tips.is_empty() {
+            error.insert(ContextKind::Suggested, ContextValue::StyledStrs(tips));
+        }
+    }
     let mut text = error.render().to_string();
     if let Some(ContextValue::String(value)) = error.get(ContextKind::InvalidValue)
         && let Some((longest, _)) = value.char_indices().nth(LONGEST_ECHO)
@@ -668,7 +730,7 @@ fn answer(error: &clap::Error) -> Answer {
     }
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Answer::Help(text),
-        ErrorKind::UnknownArgument if is_of_a_command_that_is_run(error) => Answer::Usage(format!(
+        ErrorKind::UnknownArgument if is_of_a_command_that_is_run(&error) => Answer::Usage(format!(
             "{} belongs to a command that is run, and before it is a subcommand; to run a command of that name write -- before it",
             error.get(ContextKind::InvalidArg).map(ToString::to_string).unwrap_or_default()
         )),

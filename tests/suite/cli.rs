@@ -1,6 +1,7 @@
 //! The contract of the command line, as far as it needs no lock.
 
 use std::fs;
+use std::os::unix::ffi::OsStringExt;
 
 use super::bench::{BINARY, Bench, Run, on_every_store};
 
@@ -80,11 +81,19 @@ fn bad_input_is_refused_with_125_before_anything_is_connected() {
         (&["-s", "file:relative", "true"], "file:///ABSOLUTE/DIR"),
         (&["-c", "b", "true"], "it does not start with /"),
         (&["-t", "soon", "true"], "'soon' for '--timeout <DURATION>'"),
-        (&["-r", "-1", "true"], "unexpected argument '-1'"),
+        (&["-t", "-1", "true"], "invalid value '-1' for '--timeout <DURATION>'"),
+        (&["-r", "-1", "true"], "invalid value '-1' for '--retry-count <COUNT>'"),
+        (&["-E", "-1", "true"], "invalid value '-1' for '--conflict-exit-code <STATUS>'"),
+        (&["-t", "-1s", "true"], "unexpected argument '-1' found\n\nUsage"),
         (&["-p", "0", "true"], "it must be more than nothing"),
         (&["-t", "1", "--no-wait", "true"], "both say how long to wait"),
         (&["-E", "256", "true"], "256"),
-        (&["--timout", "5s", "true"], "unexpected argument '--timout'"),
+        (
+            &["--timout", "5s", "true"],
+            "unexpected argument '--timout' found\n\n  tip: a similar argument exists: '--timeout'\n\n",
+        ),
+        (&["--nod", "/a", "true"], "unexpected argument '--nod' found\n\n  tip: a similar argument exists: '--node'\n\n"),
+        (&["--long", "list", "/a"], "tip: 'list --long' exists"),
         (&["-n", "/x", "list", "/y"], "--node belongs to a command that is run"),
         (&["--ephemeral", "lock", "/y"], "--ephemeral belongs to a command that is run"),
         (&["list", "/y", "--ephemeral"], "--ephemeral belongs to a command that is run"),
@@ -113,6 +122,38 @@ fn bad_input_is_refused_with_125_before_anything_is_connected() {
         );
         assert!(!ended.stderr.contains("cannot reach"), "{arguments:?} was tried");
     }
+}
+
+#[test]
+fn a_bad_site_default_is_named_where_it_means_something_and_is_nothing_where_it_does_not() {
+    for (variable, value, arguments, complaint) in [
+        ("TIMEOUT", "foo", &["true"][..], "invalid value 'foo' for 'SYNCD_SPAWN_TIMEOUT': expected number"),
+        ("TIMEOUT", "foo", &["list", "/x"], "invalid value 'foo' for 'SYNCD_SPAWN_TIMEOUT'"),
+        ("TIMEOUT", "foo", &["-t", "foo", "true"], "invalid value 'foo' for '--timeout <DURATION>'"),
+        ("TIMEOUT", "foo", &["--grace", "bar", "true"], "invalid value 'bar' for '--grace <DURATION>'"),
+        ("GRACE", "-1", &["true"], "invalid value '-1' for 'SYNCD_SPAWN_GRACE'"),
+        ("ON_LOST", "foo", &["true"], "invalid value 'foo' for 'SYNCD_SPAWN_ON_LOST': it is none of stop, ignore"),
+        ("RETRY_COUNT", "x", &["true"], "invalid value 'x' for 'SYNCD_SPAWN_RETRY_COUNT'"),
+        ("STATE_DIR", "x", &["true"], "invalid value 'x' for 'SYNCD_SPAWN_STATE_DIR'"),
+        ("STATE_DIR", "x", &["unlock", "--if-dead", "/x"], "invalid value 'x' for 'SYNCD_SPAWN_STATE_DIR'"),
+        ("SERVERS", "h:0", &["list", "/x"], "invalid value 'h:0' for 'SYNCD_SPAWN_SERVERS'"),
+        ("CHROOT", "/b", &["-s", "h/a", "-c", "/b", "true"], "--servers ends in the chroot /a and --chroot says /b"),
+        ("SERVERS", "h/a", &["true"], "SYNCD_SPAWN_SERVERS ends in the chroot /a and SYNCD_SPAWN_CHROOT says"),
+        ("ABANDON_AFTER", "6s", &["true"], "SYNCD_SPAWN_ABANDON_AFTER 6s is too short for --grace 5s"),
+    ] {
+        let ended = nowhere().with_variable(format!("SYNCD_SPAWN_{variable}"), value).run(arguments);
+        assert!(ended.code() == 125 && ended.stderr.contains(complaint), "{complaint}: {ended:?}");
+    }
+    let bytes = std::ffi::OsString::from_vec(b"5\xff".to_vec());
+    let ended = nowhere().with_variable("SYNCD_SPAWN_TIMEOUT", bytes).run(["true"]);
+    ended.failed(125, "invalid value for 'SYNCD_SPAWN_TIMEOUT': it is not UTF-8");
+    let bench = Bench::directory().with_variable("SYNCD_SPAWN_GRACE", "foo").with_variable("SYNCD_SPAWN_PDEATHSIG", "foo");
+    let node = bench.run(["lock", "/x"]).good();
+    bench.with_variable("SYNCD_SPAWN_STATE_DIR", "x").run(["list", "/x"]).good();
+    bench.run(["unlock", node.stdout().trim_end()]).good();
+    bench.run(["--grace", "1", "--pdeathsig", "TERM", "true"]).good();
+    bench.with_variable("SYNCD_SPAWN_SERVERS", "h:0").run(["reap"]).good();
+    bench.run(["--help"]).good();
 }
 
 on_every_store!(

@@ -359,7 +359,7 @@ fn a_promise_that_would_not_be_kept_is_not_taken() {
         (&["--abandon-after", "1m", "--ephemeral"], "--abandon-after does not go with --ephemeral: a lock that goes with"),
         (&["--abandon-after", "1m", "--on-lost=ignore"], "--abandon-after does not go with --on-lost=ignore: a command that"),
         (&["--abandon-after", "1m", "--orphans=leave"], "--abandon-after does not go with --orphans=leave: what is left"),
-        (&["--abandon-after", "1m", "--pdeathsig=TERM"], "--abandon-after does not go with another --pdeathsig than KILL: a"),
+        (&["--abandon-after", "1m", "--pdeathsig=TERM"], "--abandon-after does not go with --pdeathsig other than KILL: a"),
         (&["--abandon-after", "0"], "it must be more than nothing"),
         (&["--abandon-after", "soon"], "'soon' for '--abandon-after <DURATION>'"),
     ] {
@@ -373,7 +373,7 @@ fn a_promise_that_would_not_be_kept_is_not_taken() {
         bench.run([option, "-n", "/x", "true"]).good();
     }
     let both = bench.with_variable("SYNCD_SPAWN_ON_LOST", "ignore");
-    both.run(["-n", "/x", "true"]).failed(125, "--abandon-after does not go with --on-lost=ignore");
+    both.run(["-n", "/x", "true"]).failed(125, "SYNCD_SPAWN_ABANDON_AFTER does not go with SYNCD_SPAWN_ON_LOST=ignore");
     // In a directory nothing has to be promised, and the journal of others means something to what looks for the dead.
     bench.run(["--abandon-after", "18446744073709551615s", "-n", "/x", "true"]).good();
     let node = format!("/x/{FOREIGN}");
