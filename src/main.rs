@@ -1,6 +1,7 @@
 //! Parses, runs, prints the one error, and leaves; nothing else leaves the process.
 
 use std::ffi::OsString;
+use std::io::ErrorKind;
 use std::panic;
 use std::process;
 use std::thread;
@@ -10,7 +11,7 @@ use syncd_spawn::command::{self, Request};
 use syncd_spawn::error::Error;
 use syncd_spawn::exit::{self, Leave};
 use syncd_spawn::report::{self, Verbosity};
-use syncd_spawn::supervise::{Inherited, Signals, die_of};
+use syncd_spawn::supervise::{Inherited, Signals, die_of, stdout_was_closed};
 
 fn main() {
     // Before the first thread, and before anything that a signal could interrupt.
@@ -19,15 +20,18 @@ fn main() {
     let words: Vec<_> = std::env::args_os().collect();
     let dialect = cli::dialect(words.first().map(OsString::as_os_str));
     report::speak(dialect);
+    if stdout_was_closed() {
+        report::stdout_was_closed();
+    }
     let parsed = cli::parse(dialect, words);
     report::start_log(parsed.as_ref().map_or(Verbosity::Verbose(0), |request| request.verbosity));
     let result = match parsed {
         Ok(request) => run(request, inherited),
-        Err(Answer::Help(text)) => {
+        Err(Answer::Help(text)) => match report::answer(text) {
             // A reader that has seen enough is no failure.
-            _ = report::answer(text);
-            Ok(exit::Result::Done)
-        }
+            Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Error::system("cannot write to standard output")(error)),
+            Ok(()) | Err(_) => Ok(exit::Result::Done),
+        },
         Err(Answer::Usage(text)) => Err(Error::Usage(text)),
         Err(Answer::Verbatim { stdout, stderr, result }) => {
             report::verbatim(&stderr);

@@ -1,7 +1,5 @@
 //! `lock`, `rlock`, `wlock`: acquires a lock, prints its node and leaves it held.
 
-use std::io;
-
 use tracing::error;
 
 use super::acquire::Acquired;
@@ -11,7 +9,6 @@ use crate::exit;
 use crate::journal::Record;
 use crate::lock::{Expected, Limit, Store};
 use crate::report;
-use crate::supervise::stdout_was_closed;
 
 pub async fn lock<S: Store>(store: &S, wish: &Wish, limit: Limit, context: &mut Context<'_>) -> Result<exit::Result, Error> {
     let place = match context.acquire(store, wish, limit).await? {
@@ -23,7 +20,6 @@ pub async fn lock<S: Store>(store: &S, wish: &Wish, limit: Limit, context: &mut 
     let result = match context.unless_asked_to_end(report::answerable()).await {
         Ok(Unless::AskedToEnd(signal)) => Ok(exit::Result::Interrupted(signal)),
         Err(error) => Err(error),
-        Ok(Unless::Done(())) if stdout_was_closed() => Err(Error::Output(io::Error::from_raw_os_error(libc::EBADF))),
         Ok(Unless::Done(())) => match report::answer(format!("{}\n", context.voice.path(&node))) {
             Ok(()) => {
                 // It is somebody else's now, and outlives us on purpose.

@@ -7,6 +7,7 @@ use std::fmt::Display;
 use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -38,10 +39,16 @@ impl Dialect {
 }
 
 static DIALECT: OnceLock<Dialect> = OnceLock::new();
+static STDOUT_WAS_CLOSED: AtomicBool = AtomicBool::new(false);
 
 /// Speaks like this from here on; the first one stays.
 pub fn speak(dialect: Dialect) {
     _ = DIALECT.set(dialect);
+}
+
+/// Standard output was closed when we were started: what is there now takes an answer, and nobody reads it.
+pub fn stdout_was_closed() {
+    STDOUT_WAS_CLOSED.store(true, Ordering::Relaxed);
 }
 
 /// The program by which something is done by hand: where an old name is used there need not be another.
@@ -112,6 +119,9 @@ pub fn answer(text: impl AsRef<[u8]>) -> io::Result<()> {
     // Not by std's, which takes a standard output that cannot be written to for one that was closed, and that for well.
     let stdout = io::stdout();
     let mut rest = text.as_ref();
+    if STDOUT_WAS_CLOSED.load(Ordering::Relaxed) && !rest.is_empty() {
+        return Err(Errno::EBADF.into());
+    }
     while !rest.is_empty() {
         match write(&stdout, rest) {
             Ok(length) => rest = &rest[length..],

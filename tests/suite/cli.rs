@@ -160,6 +160,7 @@ on_every_store!(
     the_first_word_that_is_no_option_is_the_command_and_after_two_dashes_nothing_is_ours,
     log_lines_have_lockpicks_form,
     closed_standard_streams_do_no_harm,
+    an_answer_that_cannot_be_written_is_an_error,
 );
 
 fn the_first_word_that_is_no_option_is_the_command_and_after_two_dashes_nothing_is_ours(bench: &Bench) {
@@ -282,4 +283,23 @@ fn closed_standard_streams_do_no_harm(bench: &Bench) {
     let status = bench.command(["-n", "/closed", "no-such-command-anywhere"]).stderr(writer).status().unwrap();
     assert_eq!(status.code(), Some(127));
     assert!(bench.queue("/closed").is_empty());
+}
+
+fn an_answer_that_cannot_be_written_is_an_error(bench: &Bench) {
+    let shell = |line: &str| Run::start(bench.program("sh", ["-c", &format!("exec {BINARY} {line}")])).finish();
+    let node = bench.run(["lock", "/full"]).good();
+    let place = tempfile::tempdir().unwrap();
+    let install = format!("install {}", place.path().display());
+    for (stdout, why) in [(">&-", "Bad file descriptor"), (">/dev/full", "No space left on device")] {
+        for line in ["list /full", "rlock /other", "--help", "--version", "list --help", &install] {
+            shell(&format!("{line} {stdout}")).failed(125, why);
+        }
+        assert!(bench.queue("/other").is_empty(), "it has no name that anybody knows");
+        // Nothing to say is said all the same.
+        bench.run(["-q", "-n", "/free", "true"]).good();
+        for line in ["list /free", "reap", "-q -n /free true"] {
+            shell(&format!("{line} {stdout}")).good();
+        }
+    }
+    bench.run(["unlock", node.stdout().trim_end()]).good();
 }
