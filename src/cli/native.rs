@@ -305,9 +305,10 @@ struct SpawnOnly {
     /// Bind the lock to our session with the servers
     ///
     /// By default a lock stays until it is released, whatever becomes of us. With this it goes when the host does, and nobody
-    /// has to remove it. In exchange the command is stopped when the servers cannot be reached for half the session of 30 s,
-    /// or less: TERM, and KILL after --grace, before the session can have expired; the status is 123. Ctrl-Z or a host that sleeps
-    /// for longer than the session loses the lock: the command stands still until that is known, and is killed.
+    /// has to remove it. In exchange the command is stopped when the servers have not confirmed the session for seven eighths of
+    /// its 30 s, less --grace and a second: TERM, and KILL after --grace, before the session can have expired; the status is 123.
+    /// Ctrl-Z or a host that sleeps for longer than the session loses the lock: the command stands still until that is known, and
+    /// is killed.
     /// --on-lost=ignore lets it run on in each case. With file: nothing changes: the kernel keeps a lock exactly as long as the
     /// work runs.
     #[arg(long)]
