@@ -184,7 +184,13 @@ fn a_waiter_that_was_removed_queues_again_at_the_end(bench: &Bench) {
 }
 
 fn at_the_end_of_the_numbers_we_refuse_and_leave_nothing(bench: &Bench) {
-    bench.plant("/used/00000000000000000000000000000000__lock__-2147483648", "");
-    bench.run(["-n", "/used", "true"]).failed(125, "the numbers of /used are used up");
+    let last = "/used/00000000000000000000000000000000__lock__-2147483648";
+    bench.plant(last, "");
+    let ended = bench.run(["-n", "/used", "true"]).failed(125, "the numbers of /used are used up");
+    assert!(ended.stderr.contains("hint: let everybody leave /used, then delete it"), "{ended:?}");
     assert_eq!(bench.queue("/used").len(), 1);
+    bench.remove(last);
+    bench.remove("/used");
+    let node = take(bench, &["lock", "/used"]);
+    assert!(node.ends_with("__lock__0000000000"), "{node}");
 }

@@ -17,6 +17,7 @@ on_every_store!(
     a_good_command_is_silent_but_for_three_lines_on_standard_error,
     the_lock_is_held_while_the_command_runs_and_gone_when_it_has_ended,
     a_lock_without_a_name_is_named_after_the_command,
+    two_unicode_forms_of_a_name_are_two_locks,
     the_command_knows_its_lock_and_a_token_that_grows,
     inner_runs_know_their_own_lock_and_refuse_one_that_an_outer_run_holds,
     a_megabyte_of_random_bytes_passes_through_unchanged,
@@ -77,6 +78,15 @@ fn a_lock_without_a_name_is_named_after_the_command(bench: &Bench) {
     make_executable(&script, b"#!/bin/sh\necho $SYNCD_SPAWN_LOCK_PATH \"$@\"\n");
     let ended = bench.run([script.as_os_str(), "--all".as_ref(), "-l".as_ref(), "list".as_ref()]).good();
     assert_eq!(ended.stdout(), "/backup --all -l list\n");
+}
+
+fn two_unicode_forms_of_a_name_are_two_locks(bench: &Bench) {
+    let (composed, decomposed) = ("/caf\u{e9}", "/cafe\u{301}");
+    let holder = bench.hold(["-n", composed]).ready();
+    let other = bench.hold(["--no-wait", "-n", decomposed]).ready();
+    assert_eq!((bench.queue(composed).len(), bench.queue(decomposed).len()), (1, 1));
+    holder.finish().good();
+    other.finish().good();
 }
 
 fn the_command_knows_its_lock_and_a_token_that_grows(bench: &Bench) {
