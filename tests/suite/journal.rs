@@ -454,7 +454,7 @@ fn reap_fails_where_a_server_cannot_be_reached_and_does_the_rest() {
     forge(&bench, FAMILY, &forged(&bench, "/x", FAMILY));
     let node = format!("/x/{FAMILY}ffff__lock__0000000000");
     bench.plant(&node, "");
-    let ended = bench.run(["reap", "-t", "500ms"]).failed(125, &format!("cannot reach {}", nowhere.servers()));
+    let ended = bench.run(["reap", "-t", "3s"]).failed(125, &format!("cannot reach {}", nowhere.servers()));
     assert_eq!(ended.stdout(), format!("{node}\n"));
     assert_eq!(bench.entries(), [gone]);
     // A call that contends elsewhere has nothing to do with it.
@@ -480,7 +480,7 @@ fn what_is_no_entry_is_told_about_and_left_alone() {
         let node = format!("/x/{FAMILY}ffff__lock__0000000000");
         bench.plant(&node, "");
         let path = forge(&bench, name, &text);
-        for arguments in [&["-v", "reap"][..], &["-v", "-n", "/y", "true"]] {
+        for arguments in [&["-v", "reap"][..], &["-v", "--no-wait", "-n", "/y", "true"]] {
             let ended = bench.run(arguments.iter().copied()).good();
             let said = ended.stderr.lines().filter(|line| line.contains(why) && line.contains(path.to_str().unwrap()));
             assert_eq!(said.count(), 1, "{}", ended.stderr);
