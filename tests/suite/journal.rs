@@ -73,7 +73,7 @@ fn an_entry_is_there_before_the_node_and_gone_after_it_whatever_became_of_the_ru
     let modes = [&bench.state_dir(), &path].map(|path| fs::metadata(path).unwrap().permissions().mode() & 0o777);
     assert_eq!(modes, [0o700, 0o600]);
     // In time, by a signal, or not at all.
-    bench.run(["-t", "300ms", "-n", "/x", "true"]).failed(124, "not acquired in time");
+    bench.run(["-t", "2s", "-n", "/x", "true"]).failed(124, "not acquired in time");
     bench.run(["--no-wait", "-n", "/x", "true"]).failed(124, "not acquired in time");
     let waiter = bench.hold(["-n", "/x"]).waits();
     assert_eq!(bench.entries().len(), 2);

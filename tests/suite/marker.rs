@@ -140,7 +140,7 @@ fn nothing_is_left_beside_the_locks_however_a_run_ends() {
     bench.run(["-n", "/x", "--ephemeral", "true"]).good();
     nothing_is_left(&bench, "/x");
     let holder = bench.hold(["-n", "/x"]).ready();
-    bench.run(["-t", "300ms", "-n", "/x", "true"]).failed(124, "not acquired in time");
+    bench.run(["-t", "2s", "-n", "/x", "true"]).failed(124, "not acquired in time");
     bench.run(["--no-wait", "-n", "/x", "true"]).failed(124, "not acquired in time");
     let waiter = bench.hold(["-n", "/x"]).waits();
     waiter.signal(libc::SIGTERM);
@@ -321,7 +321,7 @@ fn does_without(bench: &Bench) {
     let holder = bench.hold(["-n", "/x"]).ready();
     let waiter = bench.hold(["-n", "/x"]).waits();
     let names = bench.queue("/x");
-    bench.run(["-t", "300ms", "-n", "/x", "true"]).failed(124, "not acquired in time");
+    bench.run(["-t", "2s", "-n", "/x", "true"]).failed(124, "not acquired in time");
     bench.run(["--no-wait", "-n", "/x", "true"]).failed(124, "not acquired in time");
     bench.run(["unlock", &format!("/x/{}", names[1])]).good();
     waiter.warns("was removed while we waited");

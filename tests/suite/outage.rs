@@ -297,7 +297,7 @@ fn a_limit_and_a_signal_do_not_wait_for_an_answer_as_long_as_nothing_was_written
     let bench = Bench::zookeeper();
     let proxy = Proxy::start(bench.servers(), silent);
     let started = Instant::now();
-    bench.through(&proxy.address()).run(["-t", "1s", "-n", "/x", "true"]).failed(124, "not acquired in time: /x");
+    bench.through(&proxy.address()).run(["-t", "3s", "-n", "/x", "true"]).failed(124, "not acquired in time: /x");
     assert!(started.elapsed() < NOT_AN_ANSWER, "{:?}", started.elapsed());
     for number in [libc::SIGTERM, libc::SIGINT] {
         let proxy = Proxy::start(bench.servers(), silent);
@@ -356,7 +356,7 @@ fn unlock_ends_at_its_limit_and_at_a_signal() {
     let node = node.stdout().trim_end();
     let proxy = Proxy::start(bench.servers(), &[(Request::Delete, Fate::Blackhole(Direction::ToServer))]);
     let started = Instant::now();
-    bench.through(&proxy.address()).run(["-t", "1s", "unlock", node]).failed(125, "could not be removed");
+    bench.through(&proxy.address()).run(["-t", "3s", "unlock", node]).failed(125, "could not be removed");
     assert!(started.elapsed() < Duration::from_secs(20));
     let proxy = Proxy::start(bench.servers(), &[(Request::Delete, Fate::Blackhole(Direction::ToServer))]);
     let run = bench.through(&proxy.address()).start(["unlock", node]);
