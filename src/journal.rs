@@ -32,7 +32,7 @@ const OF_USERS: &str = "syncd-spawn";
 /// What an entry is called before it is flocked and whole.
 const NEWBORN: &str = ".new.";
 /// Twice the longest session that servers grant, and some more: then no request of the dead can be carried out any more.
-const KEEP: Duration = Duration::from_mins(2);
+pub const KEEP: Duration = Duration::from_mins(2);
 /// No entry is longer: its three long parts are words of a command line, none of which may have more than 128 KiB.
 const LONGEST: u64 = 1024 * 1024;
 

@@ -1,6 +1,7 @@
 //! `list`: prints a queue in order.
 
 use std::io::ErrorKind;
+
 use tracing::warn;
 
 use super::{Context, Layout, Unless};

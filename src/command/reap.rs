@@ -22,7 +22,7 @@ use super::{Address, Context, LOOK_TIMEOUT, Unless, WaitLimit};
 use crate::clock::date;
 use crate::error::Error;
 use crate::exit;
-use crate::journal::{Age, Dead, Entry, Family, Journal, Life, Seen, StateDir};
+use crate::journal::{Age, Dead, Entry, Family, Journal, KEEP, Life, Seen, StateDir};
 use crate::local::{News, Trouble, Watch, Watches, elsewhere, errno};
 use crate::lock::{AbsolutePath, Expected, Limit, LockPath, NodeName, NodePath, Queue, Removal, Store, StoreError};
 use crate::report;
@@ -118,17 +118,7 @@ async fn reap_group(
     let clearing = async {
         let mut listings = Listings::default();
         for entry in group {
-            let cleared = match find(Arc::clone(journal), Look::at(&entry.family), |_| true).await {
-                Ok(found) => match found.into_iter().next() {
-                    Some((_, Ok(Life::Dead(dead)))) => {
-                        let clearing = clear(&store, *dead, &mut listings, &mut removed, &is_removing);
-                        clearing.await.map(drop)
-                    }
-                    // Somebody else looks after it, or has done it.
-                    Some(_) | None => Ok(()),
-                },
-                Err(error) => Err(error.to_string()),
-            };
+            let cleared = clear_again(journal, &entry, &store, &mut listings, &mut removed, &is_removing).await;
             trouble.extend(cleared.err());
         }
     };
@@ -201,6 +191,29 @@ async fn clear(
     Ok(age)
 }
 
+/// The same for one of the dead whose flock was given up meanwhile: whoever has it now looks after it.
+///
+/// # Cancellation
+/// As [`clear`].
+async fn clear_again(
+    journal: &Arc<Journal>,
+    entry: &Entry,
+    store: &ZooKeeper,
+    listings: &mut Listings,
+    removed: &mut Vec<NodePath>,
+    is_removing: &Cell<bool>,
+) -> Result<(), String> {
+    let found = find(Arc::clone(journal), Look::at(&entry.family), |_| true).await;
+    for (_, life) in found.map_err(|trouble| trouble.to_string())? {
+        match life {
+            Ok(Life::Dead(dead)) => clear(store, *dead, listings, removed, is_removing).await.map(drop)?,
+            Ok(Life::Living | Life::Gone | Life::Elsewhere | Life::Foreign { .. } | Life::Garbled(_) | Life::Stranger) => {}
+            Err(trouble) => return Err(trouble.to_string()),
+        }
+    }
+    Ok(())
+}
+
 /// Looks at entries; those that are wanted and dead come with their flock.
 ///
 /// # Cancellation
@@ -257,14 +270,14 @@ impl Told {
 
 /// Where somebody waits.
 #[derive(Clone)]
-struct Place {
+struct Site {
     servers: Servers,
     chroot: AbsolutePath,
     /// The lock's, below no chroot.
     directory: AbsolutePath,
 }
 
-impl Place {
+impl Site {
     /// Whether what this tells of is in a queue there, ours or another one.
     fn has(&self, entry: &Entry) -> bool {
         entry.is_at(&self.servers, &self.chroot)
@@ -283,9 +296,9 @@ impl Place {
 /// lose his place by it. It is made only when somebody is dead.
 pub struct Reaper {
     state_dir: StateDir,
-    place: Place,
-    /// Those of our lock's path whose servers or chroot are not called as ours are, and who were found to be somewhere else.
-    elsewhere: HashSet<Family>,
+    site: Site,
+    /// Since when those were looked for in vain who may be in our queue.
+    strangers: HashMap<Family, Instant>,
     told: Told,
     agenda: Agenda,
     /// Whether something was asked for that is not told and written down yet.
@@ -301,8 +314,8 @@ impl Reaper {
         let agenda = Agenda::new(Instant::now());
         Some(Reaper {
             state_dir,
-            place: Place { servers, chroot, directory },
-            elsewhere: HashSet::new(),
+            site: Site { servers, chroot, directory },
+            strangers: HashMap::new(),
             told: Told::default(),
             agenda,
             is_removing: Rc::default(),
@@ -390,11 +403,13 @@ impl Reaper {
     /// Looks at entries, and removes what the dead among them left.
     async fn pass(&mut self, look: Look) -> Result<(), String> {
         let is_at_all = matches!(look, Look::AtAllBut(_));
-        let looked = self.look(look).await;
-        let entries = looked.as_ref().map_or(0, |(entries, _)| *entries);
-        let cleared = match looked {
-            Ok((_, dead)) => self.clear_up(dead).await,
-            Err(text) => Err(text),
+        let journal = Journal::open(&self.state_dir).map_err(|trouble| trouble.to_string())?.map(Arc::new);
+        let (entries, cleared) = match &journal {
+            Some(journal) => match self.look(journal, look).await {
+                Ok((entries, found)) => (entries, self.clear_up(journal, found).await),
+                Err(trouble) => (0, Err(trouble.to_string())),
+            },
+            None => (0, Ok(())),
         };
         if is_at_all {
             self.agenda.saw_all(entries, Instant::now());
@@ -403,64 +418,80 @@ impl Reaper {
     }
 
     /// Looks at entries: how many there are, and the dead among them.
-    async fn look(&mut self, look: Look) -> Result<(usize, Vec<Dead>), String> {
-        let Some(journal) = Journal::open(&self.state_dir).map_err(|trouble| trouble.to_string())? else {
-            return Ok((0, Vec::new()));
-        };
-        let journal = Arc::new(journal);
-        let (place, elsewhere) = (self.place.clone(), self.elsewhere.clone());
-        let is_wanted = move |entry: &Entry| place.has(entry) || place.may_have(entry) && !elsewhere.contains(&entry.family);
-        let looked = find(Arc::clone(&journal), look, is_wanted).await.map_err(|trouble| trouble.to_string())?;
+    async fn look(&mut self, journal: &Arc<Journal>, look: Look) -> Result<(usize, Found), Trouble> {
+        let is_in_vain = |since: &Instant| since.elapsed() > KEEP;
+        let in_vain: HashSet<Family> =
+            self.strangers.iter().filter(|(_, since)| is_in_vain(since)).map(|(family, _)| family.clone()).collect();
+        let site = self.site.clone();
+        let is_wanted = move |entry: &Entry| site.has(entry) || site.may_have(entry) && !in_vain.contains(&entry.family);
+        let looked = find(Arc::clone(journal), look, is_wanted).await?;
         let entries = looked.len();
-        let mut group = Vec::new();
+        let mut found = Found::default();
         for (name, life) in looked {
             let family = Family::parse(&name);
             match (life, family) {
-                (Ok(Life::Dead(dead)), _) => group.push(*dead),
+                (Ok(Life::Dead(dead)), _) if self.site.has(&dead.entry) => found.ours.push(*dead),
+                // Its flock is given up at once: it may be of a concern to others only, and our servers may take their time.
+                (Ok(Life::Dead(dead)), _) => found.namesakes.push(dead.entry),
                 (Ok(Life::Gone), Some(family)) => self.agenda.forget(&family),
+                (Ok(Life::Elsewhere), Some(family)) if self.strangers.contains_key(&family) => self.agenda.forget(&family),
                 (Ok(Life::Elsewhere), Some(family)) => self.agenda.clear_of_suspicion(&family),
                 // By now that may only seem so.
                 (Ok(Life::Living), _) => {}
-                (other, _) => self.told.tell(&journal, &name, &other),
+                (other, _) => self.told.tell(journal, &name, &other),
             }
         }
-        Ok((entries, group))
+        Ok((entries, found))
     }
 
     /// Removes what the dead left. What cannot be done is left to the next look at everything.
-    async fn clear_up(&mut self, mut group: Vec<Dead>) -> Result<(), String> {
-        if group.is_empty() {
+    async fn clear_up(&mut self, journal: &Arc<Journal>, found: Found) -> Result<(), String> {
+        let Found { mut ours, namesakes } = found;
+        if ours.is_empty() && namesakes.is_empty() {
             return Ok(());
         }
         // Those first that are more likely to stand in the way.
-        group.sort_by_key(|dead| dead.entry.dead.is_some());
-        let Reaper { is_removing, agenda, place, elsewhere, .. } = self;
-        let mut to_forget: HashSet<Family> = group.iter().map(|dead| dead.entry.family.clone()).collect();
-        let mut by_chroot = BTreeMap::<String, Vec<Dead>>::new();
-        for dead in group {
-            by_chroot.entry(dead.entry.chroot.to_string()).or_default().push(dead);
-        }
+        ours.sort_by_key(|dead| dead.entry.dead.is_some());
+        let Reaper { is_removing, agenda, site, strangers, .. } = self;
+        let families = ours.iter().map(|dead| &dead.entry.family).chain(namesakes.iter().map(|entry| &entry.family));
+        let mut to_forget: HashSet<Family> = families.cloned().collect();
         let clearing = async {
             let limit = Limit::Once(Instant::now() + LOOK_TIMEOUT);
+            let connect = async |chroot: &AbsolutePath| {
+                let connecting = ZooKeeper::connect(site.servers.clone(), chroot.clone(), limit, LOOK_TIMEOUT);
+                connecting.await.map_err(|error| error.to_string())
+            };
             let mut outcome = Ok(());
-            for group in by_chroot.into_values() {
-                let Some(chroot) = group.first().map(|dead| dead.entry.chroot.clone()) else { continue };
-                let connecting = ZooKeeper::connect(place.servers.clone(), chroot, limit, LOOK_TIMEOUT);
-                let store = connecting.await.map_err(|error| error.to_string())?;
+            if !ours.is_empty() {
+                let store = connect(&site.chroot).await?;
                 let mut listings = Listings::default();
-                for dead in group {
+                for dead in ours {
                     is_removing.set(false);
                     let (family, age) = (dead.entry.family.clone(), dead.entry.dead_for(&Seen::now()).unwrap_or_default());
-                    if !place.has(&dead.entry) && listings.of(&store, &dead.entry).await.is_ok_and(|names| names.is_empty()) {
-                        elsewhere.insert(family);
-                        continue;
-                    }
                     let cleared = clear(&store, dead, &mut listings, &mut Vec::new(), is_removing).await;
                     if let Ok(Age::Young) = cleared {
                         to_forget.remove(&family);
                         agenda.saw_nodeless(family, age, Instant::now());
                     }
                     outcome = outcome.and(cleared.map(drop));
+                }
+                store.close().await;
+            }
+            for entry in namesakes {
+                is_removing.set(false);
+                let store = connect(&entry.chroot).await?;
+                let mut listings = Listings::default();
+                match listings.of(&store, &entry).await {
+                    Ok(names) if names.is_empty() => {
+                        let since = *strangers.entry(entry.family.clone()).or_insert_with(Instant::now);
+                        to_forget.remove(&entry.family);
+                        agenda.saw_nodeless(entry.family, since.elapsed(), Instant::now());
+                    }
+                    Ok(_) => {
+                        let cleared = clear_again(journal, &entry, &store, &mut listings, &mut Vec::new(), is_removing).await;
+                        outcome = outcome.and(cleared);
+                    }
+                    Err(text) => outcome = outcome.and(Err(text)),
                 }
                 store.close().await;
             }
@@ -473,4 +504,13 @@ impl Reaper {
         }
         cleared.unwrap_or_else(|_| Err("what the dead left could not be removed in time".to_owned()))
     }
+}
+
+/// The dead that a look has found.
+#[derive(Default)]
+struct Found {
+    /// Of our servers and chroot.
+    ours: Vec<Dead>,
+    /// Of our lock's path, at servers or in a chroot of another name.
+    namesakes: Vec<Entry>,
 }

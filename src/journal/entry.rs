@@ -87,7 +87,8 @@ impl Seen {
 
     fn parse(text: &str) -> Option<Seen> {
         let (boot, seconds) = text.split_once(' ')?;
-        Some(Seen { boot: boot.to_owned(), uptime: Duration::from_secs(seconds.parse().ok()?) })
+        // Without its last letter a number is none that was written.
+        Some(Seen { boot: boot.to_owned(), uptime: Duration::from_secs(seconds.strip_suffix('s')?.parse().ok()?) })
     }
 
     /// How long ago it was; none if it was in another boot, of which nothing tells how long ago that is.
@@ -98,7 +99,7 @@ impl Seen {
 
 impl fmt::Display for Seen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.boot, self.uptime.as_secs())
+        write!(f, "{} {}s", self.boot, self.uptime.as_secs())
     }
 }
 
@@ -227,7 +228,7 @@ mod tests {
         assert_eq!(entry.to_string(), TEXT);
         assert_eq!((entry.lock.to_string().as_str(), entry.pid, entry.dead), ("/a b/c", 4711, None));
         let dead = Entry { dead: Some(seen("b1", 90)), ..entry };
-        assert_eq!(dead.to_string(), format!("{TEXT}\ndead b1 90\n"));
+        assert_eq!(dead.to_string(), format!("{TEXT}\ndead b1 90s\n"));
         assert_eq!(Entry::parse(&dead.to_string()), Ok(dead));
     }
 
@@ -240,12 +241,12 @@ mod tests {
         let first = Entry::dead_line(&seen("b1", 90));
         let second = Entry::dead_line(&seen("b2", 7));
         let dead = |lines: &str| Entry::parse(&format!("{TEXT}{lines}")).unwrap().dead;
-        for end in 0..first.len() - "90\n".len() {
+        for end in 0..first.len() - "s\n".len() {
             assert_eq!(dead(&first[..end]), None, "{:?}", &first[..end]);
             assert_eq!(dead(&format!("{}{second}", &first[..end])), Some(seen("b2", 7)));
         }
         assert_eq!(dead(&format!("{first}{second}")), Some(seen("b2", 7)));
-        assert_eq!(dead(&format!("{second}{first}dead b3 x")), Some(seen("b1", 90)));
+        assert_eq!(dead(&format!("{second}{first}dead b3 7")), Some(seen("b1", 90)));
     }
 
     #[test]

@@ -227,7 +227,10 @@ async fn wait<S: Store>(
             let owners = tokio::select! {
                 biased;
                 owners = store.owners(lock, slice::from_ref(predecessor)) => owners.unwrap_or_default(),
-                end = patience.over() => return Err(over(end, lock, Some(predecessor))),
+                end = patience.over() => match end {
+                    Over::Stopped => return Err(over(end, lock, Some(predecessor))),
+                    Over::TimedOut | Over::NoAnswer => Vec::new(),
+                },
             };
             if let [ownership @ Ownership::Orphaned { .. }] = owners.as_slice() {
                 observer(Happening::GivenUp { lock, predecessor, ownership });

@@ -530,7 +530,8 @@ pub fn has_changed() -> bool {
     }
 }
 
-/// The next child that stopped, was continued or ended, if there is one; one that ended is reaped. Signals merge, so ask until there is none.
+/// The next child that stopped, was continued or ended, if there is one; one that ended is reaped. Signals merge, so there may be
+/// more.
 pub fn next_change() -> Option<(i32, Change)> {
     let mut status = 0;
     // SAFETY: status lives here.

@@ -246,7 +246,8 @@ impl Tree {
     /// What became of the command, if somebody changed, and of what it left behind; who else is our child is reaped as well.
     fn changes(&self, is_change: bool) -> impl Iterator<Item = Event> {
         self.look_after_others();
-        let change = std::iter::once_with(next_change).take(is_change.into()).flatten();
+        // Not before the signals are passed on that come before it in the same turn.
+        let change = std::iter::once_with(move || is_change.then(next_change).flatten()).flatten();
         let changes = change.filter(|(pid, _)| *pid == self.child.pid());
         let events = changes.map(|(_, change)| match change {
             Change::Stopped(signal) => Event::Stopped(signal),

@@ -10,6 +10,7 @@ use std::mem;
 use nix::sys::signal::SigSet;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use tokio::io::unix::AsyncFd;
+use tokio::task::yield_now;
 
 use super::child::{Inherited, stop_ourselves, watched};
 use super::words::{STOPPING, Sender, Signal};
@@ -84,15 +85,15 @@ impl Signals {
     pub async fn asked_to_end(&mut self) -> io::Result<i32> {
         loop {
             let Signal { number, .. } = self.next().await?;
-            if self.inherited.ignores(number) {
-                continue;
-            }
-            if ENDING.contains(&number) {
+            let is_heard = !self.inherited.ignores(number);
+            if is_heard && ENDING.contains(&number) {
                 return Ok(number);
             }
-            if STOPPING.contains(&number) {
+            if is_heard && STOPPING.contains(&number) {
                 stop_ourselves(number);
             }
+            // Whoever sends without end keeps us from no limit.
+            yield_now().await;
         }
     }
 }

@@ -312,6 +312,20 @@ fn is_no_answer(error: &zookeeper_client::Error) -> bool {
     matches!(error, Error::ConnectionLoss | Error::SessionExpired | Error::Timeout | Error::NoHosts | Error::Custom(_))
 }
 
+/// Types a line until an interactive shell takes it. One that takes the terminal back from a job may lose what is typed, even
+/// behind its prompt (seen with bash 5.2, while everything of ours stood still).
+pub fn type_until_taken<T>(at: &mut T, mut type_it: impl FnMut(&mut T), mut is_taken: impl FnMut(&mut T) -> bool) {
+    let deadline = Instant::now() + LIMIT;
+    while !is_taken(at) {
+        assert!(Instant::now() < deadline, "the shell takes nothing");
+        type_it(at);
+        let again = Instant::now() + Duration::from_secs(3);
+        while !is_taken(at) && Instant::now() < again {
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
 pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + LIMIT;
     while !is_so() {

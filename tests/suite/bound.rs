@@ -118,8 +118,9 @@ fn without_servers_a_command_ends_before_its_session_can_have_expired() {
         server.kill();
         if wrote.contains("cleaned") {
             run.says(wrote);
-            // The last proof is a quarter of it old at the most; the grace is half a second, and a second is for the rest.
-            let lasted = gone.elapsed() + SESSION / 4 + Duration::from_millis(1500);
+            // The last proof is a quarter of it old, or half where there is much else to do; half a second is for the grace, one for
+            // the rest.
+            let lasted = gone.elapsed() + SESSION / 2 + Duration::from_millis(1500);
             assert!(lasted >= SESSION * 7 / 8, "{lasted:?}");
         }
         let ended = run.end().failed(123, "cannot confirm our session in time: stopping the command before /away/");
@@ -202,13 +203,9 @@ fn ctrl_z_for_longer_than_the_session_loses_the_lock() {
     terminal.shows("Stopped");
     let new = new.ready();
     grows(&file);
-    // Once the shell reads again: what is typed while it takes the terminal back may be lost.
-    terminal.shows_times("prompt> ", 2);
-    terminal.press("fg; echo left with $?\n");
-    terminal.shows("left with 123");
+    terminal.types("fg; echo left with $?\n", "left with 123");
     assert_one_after_the_other(&file);
-    terminal.press("exit\n");
-    terminal.end();
+    terminal.leaves();
     new.signal(libc::SIGTERM);
     assert_eq!(new.end().died_of(), libc::SIGTERM);
     assert!(bench.queue("/key").is_empty());

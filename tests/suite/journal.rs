@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::unistd::geteuid;
-use syncd_spawn::journal::{Entry, Seen};
+use syncd_spawn::journal::{Entry, KEEP, Seen};
 use tempfile::TempDir;
 
 use super::bench::{BINARY, Bench, Ended, HOLD, Run, children, cpu, kill_tree, send, wait_until};
@@ -53,6 +53,10 @@ fn forge(bench: &Bench, family: &str, text: &str) -> PathBuf {
 
 /// Has an entry be dead since this host is up.
 pub fn age(path: &Path) {
+    // So that this is long ago.
+    while Seen::now().uptime <= KEEP {
+        thread::sleep(Duration::from_millis(100));
+    }
     let seen = Seen { uptime: Duration::ZERO, ..Seen::now() };
     let text = fs::read_to_string(path).unwrap();
     fs::write(path, text + &Entry::dead_line(&seen)).unwrap();
@@ -354,9 +358,29 @@ fn whatever_a_lock_s_servers_and_chroot_are_called_its_dead_are_found() {
     let elsewhere = Server::start("");
     let holder = bench.hold(["-n", "/x"]).ready();
     kill_tree(holder.pid());
-    bench.through(&elsewhere.address()).run(["-n", "/x", "true"]).good();
-    assert_eq!((bench.entries().len(), bench.queue("/x").len()), (1, 1));
+    let text = fs::read_to_string(only_entry(&bench)).unwrap();
+    bench.through(&elsewhere.address()).run(["--no-wait", "-n", "/x", "true"]).good();
+    assert_eq!((fs::read_to_string(only_entry(&bench)).unwrap(), bench.queue("/x").len()), (text, 1));
     bench.run(["--no-wait", "-n", "/x", "true"]).good();
+    nothing_is_left(&bench, "/x");
+}
+
+#[test]
+fn who_waits_for_a_silent_server_holds_nobody_up_whose_lock_is_called_the_same() {
+    let (bench, other) = (Bench::zookeeper(), Server::start(""));
+    let proxy = Proxy::start(&other.address(), &[]);
+    let elsewhere = bench.through(&other.address());
+    let in_front = elsewhere.hold(["-n", "/x"]).ready();
+    let waiter = bench.through(&proxy.address()).hold(["-n", "/x"]).waits();
+    let holder = bench.hold(["-n", "/x"]).ready();
+    proxy.blackhole(Direction::ToClient);
+    kill_tree(holder.pid());
+    // The one that waits elsewhere has looked, too, and tries to reach its server.
+    proxy.is_tried_again();
+    bench.run(["-t", "6s", "-n", "/x", "true"]).good();
+    proxy.heal();
+    in_front.finish().good();
+    waiter.ready().finish().good();
     nothing_is_left(&bench, "/x");
 }
 

@@ -451,9 +451,9 @@ fn what_lockpick_takes_and_cannot_use_is_an_error_in_a_line_and_1() {
 fn who_waits_once_learns_who_holds_the_lock() {
     let old = Old::new();
     old.take(&["-i", "its", "lock", "/held"]);
-    let ended = old.lockpick(&["-r", "1", "-p", "1", "lock", "/held"]);
+    let ended = old.lockpick(&["-r", "1", "-p", "3", "lock", "/held"]);
     assert_eq!((ended.code(), normalised(&ended.stderr).as_str()), (1, WAITED));
-    let ended = old.script(&["-n", "/held", "-C", "c", "-l", "lock", "-i", "1", "-S", "1", "true"]);
+    let ended = old.script(&["-n", "/held", "-C", "c", "-l", "lock", "-i", "1", "-S", "3", "true"]);
     let waited = WAITED.replace("'' /held", "'c' /held") + "Couldn't lock '/held':\n";
     assert_eq!((ended.code(), normalised(&ended.stderr)), (1, waited));
     assert_eq!(old.bench.queue("/held").len(), 1);

@@ -13,13 +13,12 @@ use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::journal::age;
+use syncd_spawn::store::Random;
 use tempfile::TempDir;
 
 use super::bench::{Bench, Ended, LIMIT, Run, kill_tree, send};
 use super::interop;
-use syncd_spawn::store::Random;
-
+use super::journal::age;
 use super::judge::{self, OnTerm, Outcome, Plan, Victim};
 use super::proxy::{Fate, Proxy, Request};
 use super::relay::Relay;

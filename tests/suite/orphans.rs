@@ -426,7 +426,7 @@ fn a_promise_that_was_not_kept_is_not_relied_on_where_this_host_knows_better() {
     let waiter = bench.hold(["-v", "-n", "/x"]).waits();
     // Alone: what it was to stop lives on.
     holder.kill();
-    let kept = format!("{node}: its owner was to stop its command by now, but what that has started runs on this host");
+    let kept = format!("{node}: its owner was to stop its command by now, but something of it lives on this host");
     waiter.warns(&kept);
     assert!(!waiter.stdout().contains("ready"));
     send(pid, libc::SIGKILL);

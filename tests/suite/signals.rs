@@ -4,7 +4,7 @@ use std::os::unix::process::CommandExt;
 use std::thread;
 use std::time::Duration;
 
-use super::bench::{BINARY, Bench, Run, on_every_store};
+use super::bench::{BINARY, Bench, Run, on_every_store, type_until_taken};
 use super::zookeeper::Server;
 
 /// A command that counts its signals: prints each on its own line until it gets USR2.
@@ -228,10 +228,8 @@ fn ctrl_z_stops_the_job_and_fg_continues_it(bench: &Bench) {
     shell.says("first\r\nfirst\r\n");
     shell.write(b"\x1a");
     shell.says("Stopped");
-    // Once the shell reads again: what is typed while it takes the terminal back may be lost.
-    shell.says("do''ne'\r\nprompt> ");
-    shell.write(b"fg\n");
-    shell.says(&format!("prompt> fg\r\n{BINARY}"));
+    let continued = format!("prompt> fg\r\n{BINARY}");
+    type_until_taken(&mut shell, |shell| shell.write(b"fg\n"), |shell| shell.stdout().contains(&continued));
     shell.write(b"hello\n");
     shell.says("hello\r\nhello\r\n");
     shell.write(b"\x04");

@@ -187,8 +187,7 @@ fn in_a_pipeline_and_in_the_background_a_shell_does_not_notice_us() {
     terminal.shows("go on");
     terminal.press("typed\n");
     terminal.shows("<from us> <typed>");
-    terminal.press("exit\n");
-    terminal.end();
+    terminal.leaves();
     assert!(bench.queue("/bg").is_empty() && bench.queue("/pipe").is_empty());
 }
 
@@ -207,8 +206,7 @@ fn a_command_that_reads_the_terminal_in_the_background_is_stopped_and_fg_continu
         terminal.shows(&format!("\n{BINARY} -q --group {group}"));
         terminal.press("typed\n");
         terminal.shows("read <typed>");
-        terminal.press("exit\n");
-        terminal.end();
+        terminal.leaves();
         assert!(bench.queue("/tin").is_empty());
     }
 }
@@ -225,18 +223,13 @@ fn ctrl_z_stops_a_command_in_a_group_of_its_own_too() {
         terminal.shows("first\r\nfirst\r\n");
         terminal.press("\x1a");
         terminal.shows("Stopped");
-        // Once the shell reads again: what is typed while it takes the terminal back may be lost.
-        terminal.shows("do''ne'\r\nprompt> ");
-        terminal.press("fg\n");
-        terminal.shows("prompt> fg");
+        terminal.types("fg\n", &format!("prompt> fg\r\n{BINARY}"));
         terminal.press("hello\n");
         terminal.shows("hello\r\nhello\r\n");
         terminal.press("\x04");
         terminal.shows("done");
-        terminal.press("echo back a''gain\n");
-        terminal.shows("back again");
-        terminal.press("exit\n");
-        terminal.end();
+        terminal.types("echo back a''gain\n", "back again");
+        terminal.leaves();
         assert!(bench.queue("/job").is_empty());
     }
 }

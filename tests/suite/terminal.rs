@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use nix::pty::openpty;
 use nix::unistd::ttyname;
 
-use super::bench::{Bench, LIMIT, kill_tree};
+use super::bench::{Bench, LIMIT, kill_tree, type_until_taken};
 
 /// A program with a controlling terminal. Dropped, it is killed.
 pub struct Terminal {
@@ -73,6 +73,17 @@ impl Terminal {
 
     pub fn shows(&self, text: &str) {
         self.shows_times(text, 1);
+    }
+
+    /// Types a line until the shell has done this.
+    pub fn types(&mut self, line: &str, shown: &str) {
+        type_until_taken(self, |terminal| terminal.press(line), |terminal| terminal.shown().contains(shown));
+    }
+
+    /// Has the shell end.
+    pub fn leaves(&mut self) {
+        let exit = |terminal: &mut Terminal| drop(terminal.keys.as_mut().map(|keys| keys.write_all(b"exit\n")));
+        type_until_taken(self, exit, |terminal| terminal.program.try_wait().expect("our child").is_some());
     }
 
     /// Waits for the end of the program.

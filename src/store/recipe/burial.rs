@@ -231,7 +231,7 @@ impl<E: Ensemble> Recipe<E> {
         }
         // Whoever has promised to stop is relied on by others, who cannot know better.
         if bound_to.is_some() && self.lives_here(name).await {
-            info!("{}: its owner was to stop its command by now, but what that has started runs on this host", lock.node(name));
+            info!("{}: its owner was to stop its command by now, but something of it lives on this host", lock.node(name));
             return Ok(Next::LookAfter(LOOK_AGAIN));
         }
         let _burying = self.ahead.burying.lock().await;

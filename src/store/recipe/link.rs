@@ -35,8 +35,9 @@ pub struct Link<E: Ensemble> {
     trouble: RefCell<String>,
     /// Whether the connection that we have, or had last, gave us any answer.
     is_answered: Cell<bool>,
-    /// Whether a person was told that there is no connection.
+    /// Whether a person was told that there is no connection, and before that, that there is no answer.
     is_told: Cell<bool>,
+    is_told_of_silence: Cell<bool>,
     /// When the connection was asked for, by the ensemble's clock.
     connected: Cell<Option<(SessionId, Duration)>>,
     /// Whether our server may not have seen yet what others were told before we came.
@@ -59,8 +60,16 @@ impl<E: Ensemble> Link<E> {
     pub fn new(ensemble: E) -> Link<E> {
         let within = Duration::ZERO;
         let state = Mutex::new(State { session: None, resume: None, is_first: true, pause: Duration::ZERO, within });
-        let (is_answered, is_told, may_be_behind) = (Cell::new(true), Cell::new(false), Cell::new(true));
-        Link { ensemble, state, trouble: RefCell::default(), is_answered, is_told, connected: Cell::default(), may_be_behind }
+        Link {
+            ensemble,
+            state,
+            trouble: RefCell::default(),
+            is_answered: Cell::new(true),
+            is_told: Cell::default(),
+            is_told_of_silence: Cell::default(),
+            connected: Cell::default(),
+            may_be_behind: Cell::new(true),
+        }
     }
 
     pub fn place(&self) -> String {
@@ -122,7 +131,7 @@ impl<E: Ensemble> Link<E> {
             state.pause = (state.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
             let mut trying = pin!(self.try_all(&mut state));
             if timeout(SILENCE, trying.as_mut()).await.is_err() {
-                if !self.is_told.replace(true) {
+                if !self.is_told.get() && !self.is_told_of_silence.replace(true) {
                     warn!("{} does not answer; trying on", self.ensemble.servers());
                 }
                 trying.await;
@@ -130,7 +139,7 @@ impl<E: Ensemble> Link<E> {
         }
     }
 
-    /// Tries every server once; says whether there is a session now.
+    /// Tries every server once, for no longer than that takes where one of them is quick; says whether there is a session now.
     ///
     /// # Cancellation
     /// May be dropped.
@@ -212,7 +221,7 @@ impl<E: Ensemble> Link<E> {
         match &answer {
             Ok(_) | Err(Failure::Said(_)) => {
                 self.is_answered.set(true);
-                if self.is_told.replace(false) {
+                if self.is_told.replace(false) | self.is_told_of_silence.replace(false) {
                     warn!("connected to {} again", session.server());
                 }
             }
